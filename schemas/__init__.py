@@ -1,0 +1,1 @@
+"""All that the services share about each other: the events, one module a type and version."""
