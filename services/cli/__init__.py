@@ -1,0 +1,1 @@
+"""The command `passerelle`: operations, and the house on one machine for `up` and `demo`."""

@@ -1,0 +1,181 @@
+"""What the operator decides: `PASSERELLE_*` variables, read once into a frozen object.
+
+No secret has a default. `up` and `demo` make their own secrets and keep them in the data
+directory. docs/operations.md explains each variable; a test holds deploy/ to this list.
+"""
+
+import base64
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsError as PydanticSettingsError
+
+Service = Literal["ingest", "screening", "notify"]
+SERVICES: tuple[Service, ...] = ("ingest", "screening", "notify")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+SHORTEST_KEY = 32
+"""Bytes; a shorter key is refused at start (CS-95)."""
+
+
+class SettingsError(Exception):
+    """The environment does not say what is needed, in words for the operator."""
+
+
+class Keyring(BaseModel):
+    """Keys by id, one of them active: new values use it, old ones still open (CS-95)."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True, extra="forbid")
+
+    active: str
+    keys: dict[str, SecretStr] = Field(repr=False)
+    """Base64 of at least 32 random bytes each."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.active not in self.keys:
+            raise ValueError("the active key id is not among the keys")
+        raw = [self.key(key_id) for key_id in self.keys]
+        if any(len(key) < SHORTEST_KEY for key in raw):
+            raise ValueError(f"a key is shorter than {SHORTEST_KEY} bytes")
+        if len(set(raw)) != len(raw):
+            raise ValueError("two key ids have the same key")
+        return self
+
+    def key(self, key_id: str) -> bytes:
+        return base64.b64decode(self.keys[key_id].get_secret_value())
+
+
+def _no_slash(url: str) -> str:
+    return url.rstrip("/")
+
+
+Url = Annotated[str, AfterValidator(_no_slash)]
+
+
+class Settings(BaseSettings):
+    """Settings of one process. Which secrets a service needs, its subclass says."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PASSERELLE_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
+
+    database_url: SecretStr | None = None
+    """`postgresql://passerelle_<service>:…@host/passerelle`: the service's own login role."""
+    database_pool: int = Field(default=10, ge=2)
+    owner_database_url: SecretStr | None = None
+    """Of the role that owns the tables; for `migrate` only."""
+    role_passwords: dict[str, SecretStr] = Field(default_factory=dict, repr=False)
+    """`migrate` gives these to the login roles: JSON `{"ingest": "…", …}`."""
+    region: Path | None = None
+    """The region file."""
+    clock: Path | None = None
+    """A clock file that drives business time. Loopback only."""
+    local: bool = False
+    """Set by `up` and `demo`: loopback only, plain http, endpoints on loopback allowed."""
+    host: str = "127.0.0.1"
+    port: int = 0
+    """0: the service's own (ingest 8001, screening 8002, notify 8003)."""
+    ingest_url: Url = "http://127.0.0.1:8001"
+    screening_url: Url = "http://127.0.0.1:8002"
+    notify_url: Url = "http://127.0.0.1:8003"
+    issuer: Url = "http://127.0.0.1:8000"
+    """The authority whose tokens and sign-ins count."""
+    jwks_url: str | None = None
+    """Its keys; unset: as its discovery document says."""
+    audience: str = "passerelle"
+    """What access tokens for Passerelle name."""
+    oidc_client_id: str = "passerelle"
+    oidc_client_secret: SecretStr | None = None
+    oidc_person_claim: str = "sub"
+    oidc_roles_claim: str | None = "roles"
+    oidc_organization_claim: str | None = None
+    session_idle_minutes: float = Field(default=30, gt=0)
+    session_absolute_hours: float = Field(default=10, gt=0)
+    kafka_bootstrap: str | None = None
+    """`host:port,…`. Unset: the log is carried by PostgreSQL."""
+    kafka_partitions: int = Field(default=6, ge=1)
+    kafka_replication: int = Field(default=1, ge=1)
+    kafka_prefix: str = ""
+    """Put before each topic's name, where several installations share a cluster."""
+    kafka_security: Literal["plaintext", "ssl", "sasl_ssl"] = "plaintext"
+    kafka_ca_file: Path | None = None
+    kafka_username: str | None = None
+    kafka_password: SecretStr | None = None
+    token_keys: Keyring | None = None
+    """For the tokens of identifiers (HMAC)."""
+    seal_keys: Keyring | None = None
+    """For names, identifiers, kept bodies."""
+    date_keys: Keyring | None = None
+    """For birth date and death alone: all that screening may open (CS-94)."""
+    cursor_key: SecretStr | None = None
+    """Signs paging cursors and the like. Base64 of at least 32 bytes."""
+    sweep_seconds: float = Field(default=60, gt=0)
+    """How often screening looks for standings that change by time alone (CT-45)."""
+    consent_invalid: Literal["hold", "reject"] = "hold"
+    fallback_phone: str = ""
+    """Shown to nurses when the pages are away (NW-06)."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    otlp_endpoint: str | None = None
+    """Where traces go (OTLP over http); unset: nowhere."""
+
+    @model_validator(mode="after")
+    def _loopback_only(self) -> Self:
+        if (self.local or self.clock) and self.host not in LOOPBACK:
+            raise ValueError("a driven clock and local mode listen on loopback only")
+        return self
+
+
+class _ServiceSettings(Settings):
+    database_url: SecretStr
+    region: Path
+
+
+class IngestSettings(_ServiceSettings):
+    token_keys: Keyring
+    seal_keys: Keyring
+    date_keys: Keyring
+
+
+class ScreeningSettings(_ServiceSettings):
+    date_keys: Keyring
+    cursor_key: SecretStr
+
+
+class NotifySettings(_ServiceSettings):
+    token_keys: Keyring
+    seal_keys: Keyring
+    date_keys: Keyring
+    cursor_key: SecretStr
+    oidc_client_secret: SecretStr
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def read(kind: type[S]) -> S:
+    """The settings of this process. SettingsError names each variable that is wrong, no value."""
+    try:
+        return kind()
+    except (ValidationError, PydanticSettingsError) as error:
+        raise SettingsError(_in_words(error)) from None
+
+
+def _in_words(error: ValidationError | PydanticSettingsError) -> str:
+    if isinstance(error, PydanticSettingsError):
+        return f"A PASSERELLE_ variable is not readable: {error.args[0]}"
+    lines = []
+    for fault in error.errors(include_input=False, include_url=False, include_context=False):
+        names = [str(part) for part in fault["loc"]]
+        variable = "PASSERELLE_" + names[0].upper() if names else "PASSERELLE_*"
+        lines.append(f"{variable}: {fault['msg'] if fault['type'] != 'missing' else 'is not set'}")
+    return "\n".join(lines)
