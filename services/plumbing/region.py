@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
+import structlog
 import yaml
 from pydantic import (
     AfterValidator,
@@ -22,6 +23,8 @@ from pydantic import (
 )
 
 from services.plumbing.identifiers import ALIASES
+
+log = structlog.get_logger()
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$")]
 """An id of the file: it stands in URLs and references."""
@@ -291,3 +294,32 @@ def _with_keys(client: Client, folder: Path) -> Client:
         return client.model_copy(update={"jwks": yaml.safe_load(path.read_text())})
     except OSError:
         return client
+
+
+class RegionFile:
+    """The region as its file has it now. A changed file speaks from the next call on.
+
+    A changed file that cannot be used is logged once, and the region stays as it was.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._region = load(file)
+        self._read = self._stamp()
+
+    def current(self) -> Region:
+        stamp = self._stamp()
+        if stamp != self._read:
+            self._read = stamp
+            try:
+                self._region = load(self._file)
+            except RegionError as error:
+                log.error("region_unusable", why=str(error))  # noqa: TRY400 - no traceback
+        return self._region
+
+    def _stamp(self) -> tuple[int, int]:
+        try:
+            stat = self._file.stat()
+        except OSError:
+            return (0, 0)
+        return (stat.st_mtime_ns, stat.st_ino)
