@@ -18,6 +18,8 @@ from services.plumbing.db import Database
 from services.plumbing.migrate import migrate
 from services.plumbing.settings import Keyring
 
+pytest_plugins = ["tests.broker"]
+
 PASSWORD = "synthetic-password-of-the-tests"
 TEMPLATE = "passerelle_template"
 _numbers = itertools.count(1)
