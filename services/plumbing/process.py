@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
@@ -25,9 +26,22 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(app: FastAPI, host: str, port: int, background: Sequence[Background] = ()) -> int:
-    """Serve `app` beside `background` until SIGTERM or SIGINT; the exit code."""
+async def serve(
+    app: FastAPI,
+    host: str,
+    port: int,
+    background: Sequence[Background] = (),
+    *,
+    local: bool = False,
+) -> int:
+    """Serve `app` beside `background` until SIGTERM or SIGINT; the exit code.
+
+    `local`: stop also when the process that started this one is gone, so that a killed `up`
+    leaves nothing running.
+    """
     stop = asyncio.Event()
+    if local:
+        background = [*background, _parent_gone]
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -71,6 +85,13 @@ async def serve(app: FastAPI, host: str, port: int, background: Sequence[Backgro
     for task in late:
         task.cancel()
     return 1 if failed or not server.started else 0
+
+
+async def _parent_gone(stop: asyncio.Event) -> None:
+    parent = os.getppid()
+    while not stop.is_set() and os.getppid() == parent:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), 0.5)
 
 
 def _words(error: Exception) -> str:

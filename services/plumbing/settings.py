@@ -125,6 +125,8 @@ class Settings(BaseSettings):
     fallback_phone: str = ""
     """Shown to nurses when the pages are away (NW-06)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    signing_key_file: Path | None = None
+    """Where the loopback authority keeps its key; made if missing."""
     otlp_endpoint: str | None = None
     """Where traces go (OTLP over http); unset: nowhere."""
 
@@ -149,6 +151,13 @@ class IngestSettings(_ServiceSettings):
 class ScreeningSettings(_ServiceSettings):
     date_keys: Keyring
     cursor_key: SecretStr
+
+
+class AuthoritySettings(_ServiceSettings):
+    """Of the loopback authority, which exists under `up` and `demo` only."""
+
+    oidc_client_secret: SecretStr
+    signing_key_file: Path
 
 
 class NotifySettings(_ServiceSettings):
