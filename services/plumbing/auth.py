@@ -327,17 +327,22 @@ def authority_client() -> httpx.AsyncClient:
 
 
 class Authority:
-    """An issuer of tokens: its metadata (OIDC discovery) and its signing keys, over HTTP."""
+    """An issuer of tokens: its metadata (OIDC discovery) and its signing keys, over HTTP.
+
+    `jwks_url` is for an issuer that does not say in its metadata where its keys are.
+    """
 
     def __init__(
         self,
         issuer: str,
         http: httpx.AsyncClient,
         *,
+        jwks_url: str | None = None,
         now: Callable[[], datetime] = real_now,
     ) -> None:
         self.issuer = issuer
         self.http = http
+        self._jwks_url = jwks_url
         self._now = now
         self._metadata = Published(f"{issuer}/.well-known/openid-configuration", http, now=now)
         self._jwks: Published | None = None
@@ -358,7 +363,7 @@ class Authority:
 
     async def verify(self, token: str, algorithms: Collection[str]) -> dict[str, Any]:
         """The claims of a token this issuer signed. An unknown key is asked for once more."""
-        url = await self.endpoint("jwks_uri")
+        url = self._jwks_url or await self.endpoint("jwks_uri")
         if self._jwks is None or self._jwks.url != url:
             self._jwks = Published(url, self.http, now=self._now)
         kid = read_header(token).get("kid")
@@ -366,6 +371,25 @@ class Authority:
         if all(key.kid != kid for key in keys):
             keys = public_keys(await self._jwks.read(again=True))
         return verify(token, keys, algorithms)
+
+
+async def smart_configuration(authority: Authority, scopes: Iterable[str]) -> dict[str, Any]:
+    """What a door answers at `.well-known/smart-configuration` (HA-10, SM-07).
+
+    To be sent as application/json, without token, with `Access-Control-Allow-Origin: *`
+    (SM-09). AuthorityAwayError while the authority has not been read yet.
+    """
+    return {
+        "issuer": authority.issuer,
+        "jwks_uri": await authority.endpoint("jwks_uri"),
+        "token_endpoint": await authority.endpoint("token_endpoint"),
+        "token_endpoint_auth_methods_supported": ["private_key_jwt"],
+        "token_endpoint_auth_signing_alg_values_supported": ["RS384", "ES384"],
+        "grant_types_supported": ["client_credentials"],
+        "scopes_supported": sorted(scopes),
+        "code_challenge_methods_supported": ["S256"],
+        "capabilities": ["client-confidential-asymmetric", "permission-v1", "permission-v2"],
+    }
 
 
 # Machines: bearer tokens (SM-30)
