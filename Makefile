@@ -1,0 +1,53 @@
+# `make help` prints what there is. Everything runs from .venv, made by `make install`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null || echo .tooling/bin/uv)
+FAST := tests/rules tests/promises tests/services
+export PYTHONDONTWRITEBYTECODE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test check bench format contracts clean
+
+help: ## Print this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed ## Install everything into .venv (leaves .venv/bin/passerelle)
+
+$(VENV)/.installed: pyproject.toml uv.lock | $(UV)
+	@$(UV) sync --frozen --quiet
+	@touch $@
+
+.tooling/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name it with PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -m venv .tooling || { echo "Python's venv module is missing (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@.tooling/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+demo: install ## Run everything on this machine, with a simulated region
+	@$(BIN)/passerelle demo
+
+up: install ## Run everything on this machine, empty
+	@$(BIN)/passerelle up
+
+test: install ## Run all tests; says in one line what this machine cannot run
+	@$(BIN)/python -m pytest -q
+
+check: install ## Format, lint, types, import rules, fast tests: under a minute
+	@$(BIN)/ruff format --quiet --check . && $(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-timings >/dev/null || $(BIN)/lint-imports
+	@$(BIN)/python -m pytest -q -m "not slow and not kafka and not browser" $(FAST)
+
+format: install ## Format, and mend what a machine can mend
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+
+contracts: install ## Write schemas/json, schemas/examples and schemas/asyncapi.yaml anew
+	@$(BIN)/python -m schemas.generate
+
+bench: install ## Measure, and print the table of docs/performance.md
+	@$(BIN)/python -m tests.bench
+
+clean: ## Remove what was made here
+	@rm -rf $(VENV) .tooling .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache

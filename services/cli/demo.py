@@ -1,0 +1,96 @@
+"""`up` and `demo`: the house, what the terminal says, and the simulated region beside it."""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from services.cli import house
+from services.cli.house import House, Plan
+from services.simulator import flow
+
+SEED = 2018
+
+WHO = (
+    ("nurse-a", "infirmière de la clinique A, en français"),
+    ("nurse-b", "nurse of clinic B, in English"),
+    ("hospital-cm", "hospital case manager"),
+    ("privacy", "privacy officer: what was withheld, and why"),
+)
+
+
+async def up(terminal: Console, data: Path, port: int, region: Path | None) -> None:
+    """Everything on this machine, until Ctrl-C. Data stays in `data`."""
+    plan = Plan(data=data, region=region or flow.REGION_FILE, port=port)
+    stop = _on_signals()
+    with terminal.status("Starting") as status:
+        async with house.running(plan, lambda text: status.update(f"Starting: {text}")) as built:
+            status.stop()
+            _say_where(terminal, built, demo=False)
+            await stop.wait()
+            terminal.print("Stopping; the data stays.")
+
+
+async def demo(terminal: Console, data: Path, port: int, seed: int) -> None:
+    """`up` with a simulated region that sends its year, then lives on in fast time."""
+    house.make_folder(data)
+    clock = data / "clock.json"
+    flow.prepare(clock)
+    plan = Plan(data=data, region=flow.REGION_FILE, port=port, clock=clock)
+    stop = _on_signals()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=terminal, transient=True) as shown:
+        bar = shown.add_task("Starting PostgreSQL", total=None)
+
+        def progress(text: str, done: int, total: int) -> None:
+            shown.update(bar, description=text, completed=done, total=total or None)
+
+        async with house.running(plan, lambda text: progress(f"Started {text}", 0, 0)) as built:
+            _say_where(terminal, built, demo=True)
+            urls = {"ingest": f"{built.url('ingest')}/fhir", "notify": built.url("notify")}
+            playing = asyncio.create_task(flow.play(seed, urls, built.token, clock, progress, stop))
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait({playing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stop.set()
+            shown.stop()
+            terminal.print("Stopping; the data stays, and the next start continues.")
+            await playing
+
+
+def _on_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+def _say_where(terminal: Console, built: House, *, demo: bool) -> None:
+    port = "" if built.plan.port == house.PORT else f" --port {built.plan.port}"
+    folder = f" --data-dir {built.plan.data}"
+    lines = [
+        "",
+        f"  [bold]{built.url('notify')}[/bold]   the pages: open this",
+        f"  {built.url('ingest')}/fhir   the hospitals' door (FHIR R4)",
+        f"  {built.url('notify')}/fhir   the clinics' door (FHIR R4)",
+        f"  {built.url('screening')}/v1   counting, for operations",
+        "",
+        "  Sign in as (one click each, no password; nobody here exists):",
+        *(f"    {name:<12} {what}" for name, what in WHO),
+        "",
+        f"  A token for curl:  passerelle token --as hospital-a{port}{folder}",
+        f"  Data and logs:     {built.plan.data}",
+        "  Ctrl-C stops everything; the data stays.",
+        "",
+    ]
+    for line in lines:
+        terminal.print(line, soft_wrap=True)
+    if demo and not sys.stderr.isatty():
+        terminal.print("  Sending the simulated year…")

@@ -1,0 +1,171 @@
+"""The command `passerelle`. Exit codes: 0 done, 1 failed, 2 not asked for in a usable way."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+from uuid import UUID
+
+import typer
+from rich.console import Console
+
+from services.cli import authority, demo, house, operations, postgres, tokens
+from services.plumbing.migrate import MigrationError
+from services.plumbing.region import RegionError
+from services.plumbing.settings import SettingsError
+
+app = typer.Typer(
+    help="Tells a clinic, as far as consent allows, that its patient is a frequent user.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+terminal = Console(stderr=True, highlight=False, soft_wrap=True)
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Where everything is kept. Default: /var/lib/passerelle as root."),
+]
+Port = Annotated[int, typer.Option(help="The first of four ports in a row.", min=1, max=65532)]
+
+
+def fail(message: object, code: int = 1) -> NoReturn:
+    """End with `message` on standard error."""
+    terminal.print(str(message), style="red")
+    raise typer.Exit(code)
+
+
+def run(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Run `work`; what an operator can mend is said in one line, without a traceback."""
+    try:
+        return asyncio.run(work())
+    except SettingsError as error:
+        fail(error, 2)
+    except (
+        house.HouseError,
+        postgres.PostgresError,
+        MigrationError,
+        RegionError,
+        tokens.TokenError,
+    ) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def up(
+    data_dir: DataDir = None,
+    port: Port = house.PORT,
+    region: Annotated[
+        Path | None, typer.Option(help="The region file; default: the demo's.")
+    ] = None,
+) -> None:
+    """Run everything on this machine: PostgreSQL, authority, ingest, screening, notify."""
+    run(lambda: demo.up(terminal, data_dir or house.default_data_dir(), port, region))
+
+
+@app.command("demo")
+def demo_(
+    data_dir: DataDir = None,
+    port: Port = house.PORT,
+    seed: Annotated[int, typer.Option(help="Another number is another region.")] = demo.SEED,
+) -> None:
+    """Run everything, with a simulated region that sends a year of encounters and lives on."""
+    folder = data_dir or house.default_demo_dir()
+    run(lambda: demo.demo(terminal, folder, port, seed))
+
+
+@app.command()
+def ingest() -> None:
+    """Run the hospitals' door. Configured by PASSERELLE_* variables."""
+    from services.ingest.__main__ import main  # noqa: PLC0415 - a service loads only itself
+
+    raise typer.Exit(main())
+
+
+@app.command()
+def screening() -> None:
+    """Run counting. Configured by PASSERELLE_* variables."""
+    from services.screening.__main__ import main  # noqa: PLC0415
+
+    raise typer.Exit(main())
+
+
+@app.command()
+def notify() -> None:
+    """Run the clinics' door and the pages. Configured by PASSERELLE_* variables."""
+    from services.notify.__main__ import main  # noqa: PLC0415
+
+    raise typer.Exit(main())
+
+
+@app.command("authority", hidden=True)
+def authority_() -> None:
+    """Run the loopback authority of `up` and `demo`."""
+    raise typer.Exit(authority.main())
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to this version. Needs PASSERELLE_OWNER_DATABASE_URL."""
+    for name in run(operations.migrate):
+        typer.echo(name)
+
+
+@app.command()
+def topics() -> None:
+    """Create the Kafka topics that are missing. Needs PASSERELLE_KAFKA_BOOTSTRAP."""
+    for name in run(operations.topics):
+        typer.echo(name)
+
+
+@app.command()
+def token(
+    as_: Annotated[str, typer.Option("--as", help="A client of the region file.")],
+    scope: Annotated[str | None, typer.Option(help="Fewer scopes than are granted.")] = None,
+    data_dir: DataDir = None,
+    port: Port = house.PORT,
+) -> None:
+    """Print an access token of a client of the running `up` or `demo`."""
+    issuer = f"http://{house.LOOPBACK}:{port}"
+    folder = operations.data_dir_of(data_dir, issuer)
+    typer.echo(run(lambda: tokens.access_token(folder, issuer, as_, scope)))
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Option(help="Folder for the files; must be empty.")],
+    profile: Annotated[str, typer.Option(help="demo, region, wide or dense.")] = "demo",
+    seed: Annotated[int, typer.Option()] = demo.SEED,
+    clean: Annotated[bool, typer.Option("--clean", help="No feed noise.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder with files.")] = False,
+) -> None:
+    """Write the files of a simulated region, and the truth about it."""
+    operations.simulate(out, profile, seed, clean=clean, force=force, fail=fail)
+
+
+@app.command()
+def replay(
+    service: Annotated[
+        str, typer.Argument(help="screening or notify: dead letters; ingest: refused bodies.")
+    ],
+    ids: Annotated[list[UUID] | None, typer.Argument(help="Which; none with --all.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that wait.")] = False,
+    discard: Annotated[bool, typer.Option("--discard", help="Set aside instead.")] = False,
+    by: Annotated[str, typer.Option(help="Who asks, for the record.")] = "operations",
+) -> None:
+    """List what a service could not take in, or have it taken in again.
+
+    Uses PASSERELLE_DATABASE_URL of that service.
+    """
+    for line in run(
+        lambda: operations.replay(service, ids or [], by, every=every, discard_them=discard)
+    ):
+        typer.echo(line)
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,99 @@
+"""What operators do from the command line, one function a command."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NoReturn
+from uuid import UUID
+
+from services.cli import house
+from services.plumbing import kafka, settings
+from services.plumbing import migrate as migrations
+from services.plumbing.clock import Clock
+from services.plumbing.db import Database
+from services.plumbing.eventlog import ask_replay, dead_letters, discard
+from services.plumbing.settings import Settings, SettingsError
+
+
+async def migrate() -> list[str]:
+    """Names of the files that were run; one line when there was nothing to do."""
+    said = settings.read(Settings)
+    if said.owner_database_url is None:
+        raise SettingsError("PASSERELLE_OWNER_DATABASE_URL: is not set")
+    passwords = {name: secret.get_secret_value() for name, secret in said.role_passwords.items()}
+    done = await migrations.migrate(said.owner_database_url.get_secret_value(), passwords)
+    return done or ["The database is at this version."]
+
+
+async def topics() -> list[str]:
+    """Names of the topics that were created."""
+    said = settings.read(Settings)
+    if said.kafka_bootstrap is None:
+        raise SettingsError("PASSERELLE_KAFKA_BOOTSTRAP: is not set")
+    made = await kafka.create_topics(said)
+    return list(made) or ["All topics exist."]
+
+
+def data_dir_of(chosen: Path | None, issuer: str) -> Path:
+    """The data directory of the `up` or `demo` that answers at `issuer`, if none is chosen."""
+    if chosen is not None:
+        return chosen
+    folders = (house.default_data_dir(), house.default_demo_dir())
+    for folder in folders:
+        mark = folder / "issuer"
+        if mark.exists() and mark.read_text() == issuer:
+            return folder
+    raise house.HouseError(
+        f"No passerelle is running at {issuer} from {' or '.join(map(str, folders))}."
+        " Start `passerelle up`, or name its --data-dir and --port."
+    )
+
+
+@asynccontextmanager
+async def _database(service: str) -> AsyncIterator[Database]:
+    said = settings.read(Settings)
+    if said.database_url is None:
+        raise SettingsError(f"PASSERELLE_DATABASE_URL: is not set (that of {service})")
+    db = Database(said.database_url.get_secret_value(), service, pool=2)
+    try:
+        yield db
+    finally:
+        await db.close()
+
+
+async def replay(
+    service: str, ids: Sequence[UUID], by: str, *, every: bool, discard_them: bool
+) -> list[str]:
+    """Ask a reader to take dead letters in again; without ids or `every`, list what waits."""
+    if service not in ("screening", "notify"):
+        raise SettingsError(f"{service}: screening or notify has dead letters")
+    async with _database(service) as db:
+        if discard_them:
+            clock = Clock(settings.read(Settings).clock)
+            return [f"{await discard(db, ids, by, clock.now())} discarded"]
+        if ids or every:
+            return [f"{await ask_replay(db, None if every else ids, by)} asked for"]
+        waiting = await dead_letters(db)
+    return [
+        f"{letter.id} {letter.type} {letter.first_failed:%Y-%m-%d %H:%M:%SZ}"
+        f" {letter.attempts} tries: {letter.reason}"
+        for letter in waiting
+    ] or ["Nothing waits."]
+
+
+def simulate(
+    out: Path,
+    profile: str,
+    seed: int,
+    *,
+    clean: bool,
+    force: bool,
+    fail: Callable[[object, int], NoReturn],
+) -> None:
+    """Write a simulated region's files into `out` (SIM-09)."""
+    from services.simulator import files  # noqa: PLC0415 - not needed by a service's process
+
+    try:
+        files.write(out, profile=profile, seed=seed, clean=clean, force=force)
+    except files.SimulateError as error:
+        fail(error, 2)
