@@ -287,9 +287,10 @@ def load(file: Path) -> Region:
 
 
 def _with_keys(client: Client, folder: Path) -> Client:
-    if client.jwks_file is None:
+    """`client` with the keys of its file; without any, those that `up` made for it, if any."""
+    if client.jwks is not None or client.jwks_url is not None:
         return client
-    path = folder / client.jwks_file
+    path = folder / (client.jwks_file or Path("clients") / f"{client.id}.jwks.json")
     try:
         return client.model_copy(update={"jwks": yaml.safe_load(path.read_text())})
     except OSError:

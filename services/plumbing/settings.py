@@ -101,6 +101,8 @@ class Settings(BaseSettings):
     oidc_organization_claim: str | None = None
     session_idle_minutes: float = Field(default=30, gt=0)
     session_absolute_hours: float = Field(default=10, gt=0)
+    sign_ins_per_minute: int = Field(default=10, ge=1)
+    """From one address; more are answered 429 (CS-100)."""
     kafka_bootstrap: str | None = None
     """`host:port,…`. Unset: the log is carried by PostgreSQL."""
     kafka_partitions: int = Field(default=6, ge=1)
