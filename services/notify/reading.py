@@ -1,0 +1,266 @@
+"""FHIR and events → the values the rules decide on.
+
+A Consent that cannot be read becomes a Directive that is not computable (CS-13): it denies
+everything and is a Hold. Nothing here raises on a Consent's content.
+"""
+
+import re
+from calendar import monthrange
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from typing import Any, Final
+
+from services.notify.consent import (
+    PARTICIPATION,
+    TERMINOLOGY,
+    Actor,
+    Base,
+    Code,
+    Datum,
+    Directive,
+    Effect,
+    Period,
+    Reference,
+    Rule,
+)
+
+CONSENT_SCOPE: Final = frozenset({TERMINOLOGY + "consentscope", "http://hl7.org/fhir/consentscope"})
+POLICY_RULE: Final = frozenset({TERMINOLOGY + "v3-ActCode", "http://hl7.org/fhir/v3/ActCode"})
+RULE_ELEMENTS: Final = frozenset(
+    {
+        "id",
+        "extension",
+        "type",
+        "period",
+        "actor",
+        "action",
+        "securityLabel",
+        "purpose",
+        "class",
+        "code",
+        "dataPeriod",
+        "data",
+        "provision",
+    }
+)
+_PARTIAL: Final = re.compile(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?")
+_INSTANT: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d{2})")
+_LAST: Final = timedelta(microseconds=1)
+Json = Mapping[str, Any]
+
+
+class UnreadableError(ValueError):
+    """A Consent element we cannot turn into a value. Says which, never what stood there."""
+
+
+def directive(resource: Json, zone: tzinfo) -> Directive:
+    """A FHIR R4 Consent as the engine judges it. `zone` gives partial dates their bounds."""
+    version = _version(resource)
+    dated, base, root = None, None, None
+    computable = version is not None
+    try:
+        dated = _first_instant(resource.get("dateTime"), zone)
+        base = _base(resource.get("policyRule"))
+        provision = resource.get("provision")
+        root = None if provision is None else _rule(_object(provision), zone, root=True)
+        if _modifies(resource) or resource.get("implicitRules") is not None:
+            computable = False
+    except (UnreadableError, ValueError, OverflowError):
+        computable, root = False, None
+    return Directive(
+        id=str(resource.get("id", "")),
+        version=version,
+        active=resource.get("status") == "active",
+        privacy=_is_privacy(resource),
+        patient=_reference(resource.get("patient")),
+        dated=dated,
+        base=base,
+        root=root,
+        by_relatives_alone=_by_relatives_alone(resource.get("performer")),
+        computable=computable,
+    )
+
+
+def _version(resource: Json) -> int | None:
+    meta = resource.get("meta")
+    if meta is None or (isinstance(meta, Mapping) and meta.get("versionId") is None):
+        return 1
+    text = meta.get("versionId") if isinstance(meta, Mapping) else None
+    return int(text) if isinstance(text, str) and text.isascii() and text.isdigit() else None
+
+
+def _modifies(node: Any) -> bool:
+    """Any `modifierExtension`, at any depth."""
+    if isinstance(node, Mapping):
+        return bool(node.get("modifierExtension")) or any(_modifies(v) for v in node.values())
+    if isinstance(node, list):
+        return any(_modifies(v) for v in node)
+    return False
+
+
+def _is_privacy(resource: Json) -> bool:
+    scope = _codings(resource.get("scope"))
+    if any(c.get("system") in CONSENT_SCOPE for c in scope):
+        return any(_says_privacy(c) for c in scope)
+    category = resource.get("category")
+    several = category if isinstance(category, list) else []
+    return any(_says_privacy(c) for concept in several for c in _codings(concept))
+
+
+def _says_privacy(coding: Json) -> bool:
+    return coding.get("system") in CONSENT_SCOPE and coding.get("code") == "patient-privacy"
+
+
+def _by_relatives_alone(performer: Any) -> bool:
+    if not isinstance(performer, list) or not performer:
+        return False
+    return all(_is_relative(p) for p in performer)
+
+
+def _is_relative(performer: Any) -> bool:
+    if not isinstance(performer, Mapping):
+        return False
+    named = performer.get("type")
+    if isinstance(named, str):
+        return named == "RelatedPerson"
+    literal = performer.get("reference")
+    return isinstance(literal, str) and "RelatedPerson" in literal.split("/")
+
+
+def _base(concept: Any) -> Base | None:
+    for coding in _codings(concept):
+        if coding.get("system") in POLICY_RULE and coding.get("code") in set(Base):
+            return Base(coding["code"])
+    return None
+
+
+def _rule(node: Json, zone: tzinfo, *, root: bool) -> Rule:
+    if unknown := set(node) - RULE_ELEMENTS - {f"_{e}" for e in RULE_ELEMENTS}:
+        raise UnreadableError(f"{len(unknown)} unknown elements")
+    effect = node.get("type")
+    if effect is not None and effect not in set(Effect):
+        raise UnreadableError("type")
+    if effect is None and not root:
+        raise UnreadableError("type")
+    return Rule(
+        effect=None if effect is None else Effect(effect),
+        period=_period(node.get("period"), zone),
+        actors=tuple(_actor(a) for a in _list(node.get("actor"))),
+        actions=_concepts(node.get("action")),
+        purposes=tuple(_code(c) for c in _list(node.get("purpose"))),
+        labels=tuple(_code(c) for c in _list(node.get("securityLabel"))),
+        classes=tuple(_code(c) for c in _list(node.get("class"))),
+        codes=_concepts(node.get("code")),
+        data_period=_period(node.get("dataPeriod"), zone),
+        data=tuple(_datum(d) for d in _list(node.get("data"))),
+        children=tuple(_rule(_object(p), zone, root=False) for p in _list(node.get("provision"))),
+    )
+
+
+def _object(node: Any) -> Json:
+    if not isinstance(node, Mapping):
+        raise UnreadableError("an object was expected")
+    return node
+
+
+def _list(node: Any) -> Sequence[Any]:
+    if node is None:
+        return ()
+    if not isinstance(node, list):
+        raise UnreadableError("a list was expected")
+    return node
+
+
+def _text(node: Any) -> str | None:
+    return node if isinstance(node, str) and node else None
+
+
+def _codings(concept: Any) -> list[Json]:
+    codings = concept.get("coding") if isinstance(concept, Mapping) else None
+    return [c for c in codings if isinstance(c, Mapping)] if isinstance(codings, list) else []
+
+
+def _code(node: Any) -> Code:
+    coding = _object(node)
+    return Code(_text(coding.get("system")), _text(coding.get("code")))
+
+
+def _concepts(node: Any) -> tuple[Code, ...]:
+    """Each concept's codings; one of text only becomes a code nobody can read."""
+    found: list[Code] = []
+    for concept in _list(node):
+        codings = _codings(_object(concept))
+        found.extend(_code(c) for c in codings)
+        if not codings:
+            found.append(Code(None, None))
+    return tuple(found)
+
+
+def _reference(node: Any) -> Reference:
+    if not isinstance(node, Mapping):
+        return Reference(None)
+    identifier = node.get("identifier")
+    named = None
+    if isinstance(identifier, Mapping):
+        named = f"{identifier.get('system', '')}|{identifier.get('value', '')}"
+    return Reference(_text(node.get("reference")), named)
+
+
+def _actor(node: Any) -> Actor:
+    actor = _object(node)
+    codings = _codings(actor.get("role"))
+    known = [c for c in codings if Code(_text(c.get("system")), None).system == PARTICIPATION]
+    role = _code((known or codings)[0]) if codings else Code(None, None)
+    return Actor(role, _reference(actor.get("reference")))
+
+
+def _datum(node: Any) -> Datum:
+    datum = _object(node)
+    return Datum(_text(datum.get("meaning")), _reference(datum.get("reference")))
+
+
+def _period(node: Any, zone: tzinfo) -> Period | None:
+    if node is None:
+        return None
+    period = _object(node)
+    start, end = period.get("start"), period.get("end")
+    return Period(_first_instant(start, zone), _last_instant(end, zone))
+
+
+def _first_instant(node: Any, zone: tzinfo) -> datetime | None:
+    bounds = _bounds(node, zone)
+    return bounds[0] if bounds else None
+
+
+def _last_instant(node: Any, zone: tzinfo) -> datetime | None:
+    bounds = _bounds(node, zone)
+    return bounds[1] if bounds else None
+
+
+def _bounds(node: Any, zone: tzinfo) -> tuple[datetime, datetime] | None:
+    """First and last instant a FHIR dateTime may mean (CS-14); None if absent."""
+    if node is None:
+        return None
+    if not isinstance(node, str):
+        raise UnreadableError("dateTime")
+    if _INSTANT.fullmatch(node):
+        exact = datetime.fromisoformat(node).astimezone(UTC)
+        return exact, exact
+    partial = _PARTIAL.fullmatch(node)
+    if partial is None:
+        raise UnreadableError("dateTime")
+    year, month, day = (int(g) if g else None for g in partial.groups())
+    if year is None:
+        raise UnreadableError("dateTime")
+    first = date(year, month or 1, day or 1)
+    last = date(year, month or 12, day or monthrange(year, month or 12)[1])
+    return _midnight(first, zone), _midnight(last + timedelta(days=1), zone) - _LAST
+
+
+def _midnight(day: date, zone: tzinfo) -> datetime:
+    return datetime.combine(day, time(), zone).astimezone(UTC)
+
+
+def patients_named(resources: Iterable[Json]) -> list[Reference]:
+    """Whom each Consent is about, as its sender said it."""
+    return [_reference(r.get("patient")) for r in resources]
