@@ -174,15 +174,24 @@ def public_keys(document: Mapping[str, Any]) -> tuple[Key, ...]:
 
 def read_header(token: str) -> dict[str, Any]:
     """The protected header, unverified. TokenError if it is not one, or names a member twice."""
+    return _segment(token, "header")
+
+
+def read_claims(token: str) -> dict[str, Any]:
+    """The claims, unverified: for finding out whose key should verify them."""
+    return _segment(token, "payload")
+
+
+def _segment(token: str, name: str) -> dict[str, Any]:
     try:
-        protected = jws.extract_compact(token.encode("ascii")).segments["header"]
-        padded = protected + b"=" * (-len(protected) % 4)
-        header = json.loads(urlsafe_b64decode(padded), object_pairs_hook=_each_once)
+        coded = jws.extract_compact(token.encode("ascii")).segments[name]
+        padded = coded + b"=" * (-len(coded) % 4)
+        found = json.loads(urlsafe_b64decode(padded), object_pairs_hook=_each_once)
     except (JoseError, ValueError, TypeError, KeyError):
         raise TokenError("The token is not a signed JWT in compact form.") from None
-    if not isinstance(header, dict):
-        raise TokenError("The token's header is not a JSON object.")
-    return header
+    if not isinstance(found, dict):
+        raise TokenError("The token is not a signed JWT in compact form.")
+    return found
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

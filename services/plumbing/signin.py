@@ -180,9 +180,7 @@ class SignIn:
         authority: Authority,
         settings: Settings,
         now: Callable[[], datetime] = real_now,
-        per_minute: int = 10,
     ) -> None:
-        self._service = service
         self._public = public_url
         self._db = db
         self._region = region
@@ -195,7 +193,7 @@ class SignIn:
         prefix = "__Host-" if self._secure else ""
         self._cookie = f"{prefix}passerelle-{service}"
         self._browser_cookie = f"{self._cookie}-sign-in"
-        self._pace = _Pace(per_minute)
+        self._pace = _Pace(settings.sign_ins_per_minute)
 
     @property
     def _return_url(self) -> str:
