@@ -1,0 +1,1 @@
+"""Who is a frequent user, and why. Open flow.py first."""
