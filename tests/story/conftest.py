@@ -1,0 +1,66 @@
+"""A whole house for a story: its own data directory and ports, on either carrier."""
+
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from services.simulator.flow import REGION_FILE
+
+from services.cli import house
+from services.cli.house import House, Plan
+from tests.broker import Broker
+
+ARTIFACTS = Path(__file__).parents[2] / "build" / "story-logs"
+
+
+def four_ports() -> int:
+    """The first of four free ports in a row."""
+    for base in range(18000, 30000, 10):
+        sockets = [socket.socket() for _ in range(4)]
+        try:
+            for offset, one in enumerate(sockets):
+                one.bind(("127.0.0.1", base + offset))
+        except OSError:
+            continue
+        else:
+            return base
+        finally:
+            for one in sockets:
+                one.close()
+    raise AssertionError("no free ports")
+
+
+@asynccontextmanager
+async def a_house(
+    region: Path = REGION_FILE, extra: Mapping[str, str] | None = None, clock: Path | None = None
+) -> AsyncIterator[House]:
+    """A running house on an empty data directory; its logs are kept under build/."""
+    with tempfile.TemporaryDirectory(prefix="ph-", ignore_cleanup_errors=True) as folder:
+        data = Path(folder) / "d"
+        Path(folder).chmod(0o711)
+        plan = Plan(data=data, region=region, port=four_ports(), extra=extra or {}, clock=clock)
+        try:
+            async with house.running(plan) as built:
+                yield built
+        finally:
+            ARTIFACTS.mkdir(parents=True, exist_ok=True)
+            for log in [*data.glob("*.log"), *data.glob("postgres/*.log")]:
+                shutil.copy(log, ARTIFACTS / f"{Path(folder).name}-{log.name}")
+
+
+@pytest.fixture(params=["postgres", pytest.param("kafka", marks=pytest.mark.kafka)])
+def carried(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The variables that choose a carrier: each story runs on both."""
+    if request.param == "postgres":
+        return {}
+    broker: Broker = request.getfixturevalue("broker")
+    import secrets
+
+    return {
+        "PASSERELLE_KAFKA_BOOTSTRAP": broker.bootstrap,
+        "PASSERELLE_KAFKA_PREFIX": f"s{secrets.token_hex(4)}.",
+    }
