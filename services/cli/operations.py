@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 from uuid import UUID
 
+from schemas.generate import events
 from services.cli import house
 from services.plumbing import kafka, settings
 from services.plumbing import migrate as migrations
@@ -26,12 +27,14 @@ async def migrate() -> list[str]:
 
 
 async def topics() -> list[str]:
-    """Names of the topics that were created."""
+    """A sentence for each topic: made, or there already."""
     said = settings.read(Settings)
     if said.kafka_bootstrap is None:
         raise SettingsError("PASSERELLE_KAFKA_BOOTSTRAP: is not set")
-    made = await kafka.create_topics(said)
-    return list(made) or ["All topics exist."]
+    kinds = [event.type for event in events() if event.published]
+    return await kafka.create_topics(
+        kafka.Link.of(said), kinds, said.kafka_partitions, said.kafka_replication
+    )
 
 
 def data_dir_of(chosen: Path | None, issuer: str) -> Path:
