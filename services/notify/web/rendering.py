@@ -156,10 +156,10 @@ def security_headers(page: Page, issuer: str) -> dict[str, str]:
 
 
 def render(
-    template: str, page: Page, *, status: int = 200, issuer: str = "", **content: object
+    template: str, page: Page, content: Mapping[str, object], *, status: int = 200, issuer: str = ""
 ) -> Response:
     """`template` with `content`, as an answer with the headers of every page."""
-    body = environment().get_template(template).render(page=page, **content)
+    body = environment().get_template(template).render({**content, "page": page})
     return Response(
         body, status, security_headers(page, issuer), media_type="text/html; charset=utf-8"
     )

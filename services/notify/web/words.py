@@ -1,4 +1,4 @@
-"""The words of the pages, in French and English, and how each writes numbers and times (NW-40 to 43).
+"""The words of the pages in two languages, and how each writes numbers and times (NW-40 to 43).
 
 Catalogues are gettext files whose message ids are the keys of nurse-web.md's appendix; they are
 read once, at import. A key that is not there is an error of ours and raises: no page ever shows a
@@ -115,7 +115,7 @@ class Words:
         text = CATALOGUES[self.language].gettext(key)
         if text == key:
             raise KeyError(key)
-        return Markup(escape(text)).format_map(values)
+        return escape(text).format_map(values)
 
     def number(self, value: float) -> str:
         """5,6 in French, 5.6 in English."""

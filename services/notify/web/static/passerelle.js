@@ -1,6 +1,6 @@
 // What the pages do beyond plain HTML: nothing here is needed to work (NW-61).
 //
-// The list refreshes every 60 s by htmx and can be paused (NW-31). A refresh never moves focus or
+// A list or card refreshes every 60 s by htmx and can be paused (NW-31). A refresh never moves focus or
 // scroll, keeps what is unfolded unfolded, and is said to those who listen. A session that is
 // about to end says so (NW-72).
 (() => {
@@ -25,16 +25,16 @@
     document.body.addEventListener("htmx:beforeSwap", () => {
       kept = {
         focus: document.activeElement && document.activeElement.id,
-        open: [...document.querySelectorAll("#list details[open]")].map((one) => one.id),
+        open: [...document.querySelectorAll("#part details[open]")].map((one) => one.id),
         x: window.scrollX,
         y: window.scrollY,
       };
     });
     document.body.addEventListener("htmx:afterSettle", () => {
-      const state = document.getElementById("state-of-list");
+      const state = document.getElementById("state");
       if (!state || !kept) return;
-      refresh.setAttribute("hx-headers", JSON.stringify({ "X-Shown": state.dataset.shown }));
-      refresh.dataset.failed = state.dataset.asOf;
+      refresh.setAttribute("hx-headers", JSON.stringify({ "X-Shown": state.dataset.shown, "X-Background": "1" }));
+      refresh.dataset.failed = state.dataset.failed;
       for (const id of kept.open) {
         const one = document.getElementById(id);
         if (one) one.open = true;
@@ -51,8 +51,8 @@
     for (const failure of ["htmx:responseError", "htmx:sendError"]) {
       document.body.addEventListener(failure, (event) => {
         const status = event.detail.xhr ? event.detail.xhr.status : 0;
-        if (status === 401) window.location.reload();
-        else {
+        if (status === 403 || status === 404) window.location.reload(); // no longer to be seen
+        else if (status !== 401) {
           said.textContent = refresh.dataset.failed;
           said.classList.remove("govuk-visually-hidden");
           said.classList.add("p-told");
