@@ -11,6 +11,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from hypothesis import settings
 
 from services.cli import postgres
 from services.cli.house import make_owner
@@ -19,6 +20,10 @@ from services.plumbing.migrate import migrate
 from services.plumbing.settings import Keyring
 
 pytest_plugins = ["tests.broker"]
+
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, max_examples=2000)
+settings.register_profile("nightly", deadline=None, max_examples=50_000)
 
 PASSWORD = "synthetic-password-of-the-tests"
 TEMPLATE = "passerelle_template"

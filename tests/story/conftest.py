@@ -1,9 +1,10 @@
 """A whole house for a story: its own data directory and ports, on either carrier."""
 
+import re
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -34,11 +35,25 @@ def four_ports() -> int:
     raise AssertionError("no free ports")
 
 
+CANARY = re.compile(rb"TEST[-0-9]|Testfamily|Exemple|Camille|\b19\d\d-\d\d-\d\d\b")
+"""Seeded identifiers, names and birth dates: no log of any process may hold one (promise 5)."""
+
+
+def leaks(logs: Sequence[Path]) -> list[str]:
+    """`file:line` of every canary in `logs`."""
+    return [
+        f"{log.name}:{number}"
+        for log in logs
+        for number, line in enumerate(log.read_bytes().splitlines(), start=1)
+        if CANARY.search(line)
+    ]
+
+
 @asynccontextmanager
 async def a_house(
     region: Path = REGION_FILE, extra: Mapping[str, str] | None = None, clock: Path | None = None
 ) -> AsyncIterator[House]:
-    """A running house on an empty data directory; its logs are kept under build/."""
+    """A running house on an empty data directory; its logs are kept under build/ and hold no canary."""
     with tempfile.TemporaryDirectory(prefix="ph-", ignore_cleanup_errors=True) as folder:
         data = Path(folder) / "d"
         Path(folder).chmod(0o711)
@@ -48,8 +63,10 @@ async def a_house(
                 yield built
         finally:
             ARTIFACTS.mkdir(parents=True, exist_ok=True)
-            for log in [*data.glob("*.log"), *data.glob("postgres/*.log")]:
+            logs = [*data.glob("*.log"), *data.glob("postgres/*.log")]
+            for log in logs:
                 shutil.copy(log, ARTIFACTS / f"{Path(folder).name}-{log.name}")
+            assert leaks(logs) == []
 
 
 @pytest.fixture(params=["postgres", pytest.param("kafka", marks=pytest.mark.kafka)])
