@@ -53,7 +53,7 @@ def leaks(logs: Sequence[Path]) -> list[str]:
 async def a_house(
     region: Path = REGION_FILE, extra: Mapping[str, str] | None = None, clock: Path | None = None
 ) -> AsyncIterator[House]:
-    """A running house on an empty data directory; its logs are kept under build/ and hold no canary."""
+    """A running house on an empty data directory. Its logs, kept under build/, hold no canary."""
     with tempfile.TemporaryDirectory(prefix="ph-", ignore_cleanup_errors=True) as folder:
         data = Path(folder) / "d"
         Path(folder).chmod(0o711)
