@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from services.simulator.draws import code
-from services.simulator.feed import Identity, Kind, Message, Snapshot
+from services.simulator.feed import Identity, Message, Snapshot
 from services.simulator.life import Leaving
 from services.simulator.region import HEALTH_CARD, ZONE
 
@@ -24,7 +24,7 @@ NOTIFICATION = "http://hl7.org/fhir/us/davinci-alerts/CodeSystem/notification-ev
 
 _DISPOSITIONS = {
     Leaving.HOME: (f"{TERMINOLOGY}/discharge-disposition", "home"),
-    Leaving.ADMITTED: (f"{TERMINOLOGY}/discharge-disposition", "hosp"),
+    Leaving.ADMITTED: ("https://example.ca/disposition", "admitted"),
     Leaving.TRANSFERRED: (f"{TERMINOLOGY}/discharge-disposition", "other-hcf"),
     Leaving.AGAINST_ADVICE: (f"{TERMINOLOGY}/discharge-disposition", "aadvice"),
     Leaving.NONACUTE: (f"{TERMINOLOGY}/discharge-disposition", "rehab"),
@@ -33,7 +33,7 @@ _DISPOSITIONS = {
     Leaving.REDIRECTED: ("https://example.ca/disposition", "redirected"),
     Leaving.DEAD_ON_ARRIVAL: ("https://example.ca/disposition", "dead-on-arrival"),
 }
-"""demo/region.yaml says what the last three mean."""
+"""demo/region.yaml says what the hospitals' own codes mean."""
 
 
 def stamp(at: datetime, *, shifted: bool = False) -> str:
@@ -202,11 +202,6 @@ def deny(*actors: str) -> Json:
         role = _concept(f"{TERMINOLOGY}/v3-ParticipationType", "IRCP")
         found["actor"] = [{"role": role, "reference": {"reference": each}} for each in actors]
     return found
-
-
-def kind_of(message: Message) -> str:
-    """The notification a message is, or `put` where there is none for it."""
-    return "put" if message.kind in (Kind.PATIENT, Kind.TAKEN_BACK) else message.kind.value
 
 
 def _identifier(type_: str, system: str, value: str) -> Json:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import date
 
 
-class ParameterError(ValueError):
+class SimulateError(ValueError):
     """A profile or parameter that does not exist or cannot be; its text names it (SIM-09)."""
 
 
@@ -117,16 +117,16 @@ def profile(name: str, *, clean: bool = False, **changes: object) -> Profile:
     """The profile `name` with `changes`, such as `people=500`.
 
     Parameters of the noise are changed by their own name; `clean` sets all of them to 0.
-    Raises ParameterError, which names the fault.
+    Raises SimulateError, which names the fault.
     """
     if name not in PROFILES:
-        raise ParameterError(f"profile {name}: unknown; known are {', '.join(PROFILES)}")
+        raise SimulateError(f"profile {name}: unknown; known are {', '.join(PROFILES)}")
     chosen = replace(PROFILES[name], noise=CLEAN) if clean else PROFILES[name]
     of_noise = {each.name for each in fields(Noise)}
     own = {each.name for each in fields(Profile)} - {"name", "noise"}
     for key in changes:
         if key not in own | of_noise:
-            raise ParameterError(f"parameter {key}: unknown")
+            raise SimulateError(f"parameter {key}: unknown")
     noise = replace(chosen.noise, **_floats(changes, of_noise))
     chosen = replace(chosen, noise=noise, **{k: v for k, v in changes.items() if k in own})  # type: ignore[arg-type]  # each is checked next
     _check(chosen)
@@ -138,7 +138,7 @@ def _floats(changes: Mapping[str, object], names: set[str]) -> dict[str, float]:
     for key in names & changes.keys():
         value = changes[key]
         if not isinstance(value, int | float) or isinstance(value, bool):
-            raise ParameterError(f"parameter {key}: not a number")
+            raise SimulateError(f"parameter {key}: not a number")
         found[key] = float(value)
     return found
 
@@ -148,15 +148,15 @@ def _check(chosen: Profile) -> None:
         value = getattr(chosen, each.name)
         if each.type is float:
             if not isinstance(value, int | float) or isinstance(value, bool):
-                raise ParameterError(f"parameter {each.name}: not a number")
+                raise SimulateError(f"parameter {each.name}: not a number")
             if value < 0 or (value > 1 and each.name not in _RATES):
-                raise ParameterError(f"parameter {each.name}: outside 0 to 1")
+                raise SimulateError(f"parameter {each.name}: outside 0 to 1")
         elif each.type is int and (type(value) is not int or value < 0):
-            raise ParameterError(f"parameter {each.name}: not a whole number of at least 0")
+            raise SimulateError(f"parameter {each.name}: not a whole number of at least 0")
     for each in fields(Noise):
         if not 0 <= getattr(chosen.noise, each.name) <= 1:
-            raise ParameterError(f"parameter {each.name}: outside 0 to 1")
+            raise SimulateError(f"parameter {each.name}: outside 0 to 1")
     if not isinstance(chosen.start, date):
-        raise ParameterError("parameter start: not a date")
+        raise SimulateError("parameter start: not a date")
     if not chosen.sites or not chosen.clinics or not chosen.nurses or not chosen.people:
-        raise ParameterError("parameter sites, clinics, nurses or people: at least 1 is needed")
+        raise SimulateError("parameter sites, clinics, nurses or people: at least 1 is needed")

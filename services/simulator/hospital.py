@@ -1,0 +1,154 @@
+"""A hospital's integration engine: it speaks to the ingest door as any hospital would.
+
+The first hospital sends Da Vinci notifications to `$process-message`, and by PUT what has no
+notification; the second puts its resources. Both send history in batch Bundles.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import orjson
+import structlog
+
+from services.simulator import fhir
+from services.simulator.door import Door
+from services.simulator.feed import Kind, Message
+
+LANES = 8
+"""Requests of one engine at a time; the messages of a patient share a lane, in order."""
+BATCH = 100
+HELD = "held"
+OUTCOME = "return=OperationOutcome"
+
+
+class Engine:
+    """What one hospital sends, and a tally of what became of it."""
+
+    def __init__(self, site: str, in_place: bool, door: Door) -> None:
+        self._site = site
+        self._in_place = in_place
+        self._door = door
+
+    async def deliver(self, messages: Sequence[Message]) -> None:
+        """Sends `messages`; returns when each has its answer. Order is kept per patient."""
+        lanes: dict[int, list[Message]] = {}
+        for message in messages:
+            lanes.setdefault(message.lane % LANES, []).append(message)
+        async with asyncio.TaskGroup() as together:
+            for lane in lanes.values():
+                together.create_task(self._one_by_one(lane))
+
+    async def backfill(self, messages: Sequence[Message], done: Callable[[int], None]) -> None:
+        """The fast path for history; `done` hears how many more messages have an answer."""
+        for wave in waves(messages, BATCH):
+            entries = [fhir.put(self._site, self._in_place, each) for each in wave]
+            body = orjson.dumps(fhir.batch(entries))
+            response = await self._door.send("POST", "", body, Prefer=OUTCOME)
+            self._count_batch(response, wave)
+            done(len(wave))
+
+    async def _one_by_one(self, lane: Sequence[Message]) -> None:
+        for message in lane:
+            if not self._in_place and message.kind not in (Kind.PATIENT, Kind.TAKEN_BACK):
+                body = orjson.dumps(fhir.notification(self._site, message))
+                response = await self._door.send("POST", "$process-message", body)
+            else:
+                path, resource = fhir.put(self._site, self._in_place, message)
+                body = orjson.dumps(resource)
+                response = await self._door.send("PUT", path, body, Prefer=OUTCOME)
+            self._count(message, response.status_code, _json(response))
+
+    def _count_batch(self, response: httpx.Response, wave: Sequence[Message]) -> None:
+        answer = _json(response)
+        entries = answer.get("entry") if response.is_success else None
+        if not isinstance(entries, list) or len(entries) != len(wave):
+            for message in wave:
+                self._count(message, response.status_code, answer)
+            return
+        for message, entry in zip(wave, entries, strict=True):
+            status = int(entry["response"]["status"][:3])
+            said = entry["response"].get("outcome") or entry.get("resource") or {}
+            self._count(message, status, said)
+
+    def _count(self, message: Message, status: int, said: dict[str, Any]) -> None:
+        tally = self._door.tally
+        tally.sent += 1
+        if not 200 <= status < 300:
+            tally.refused += 1
+            structlog.get_logger().warning(
+                "simulator.refused",
+                site=self._site,
+                kind=message.kind.value,
+                status=status,
+                issues=[_where(issue) for issue in said.get("issue", [])],
+            )
+        elif is_held(said):
+            tally.held += 1
+        else:
+            tally.accepted += 1
+
+
+def waves(messages: Sequence[Message], size: int) -> Iterator[list[Message]]:
+    """Bundles of at most `size` messages that keep the order of each patient.
+
+    No resource stands twice in one (HA-32). Whoever has most left comes first, so that no
+    long tail of small Bundles remains.
+    """
+    waiting: dict[int, deque[Message]] = {}
+    for message in messages:
+        waiting.setdefault(message.lane, deque()).append(message)
+    while waiting:
+        wave: list[Message] = []
+        for lane in sorted(waiting, key=lambda each: (-len(waiting[each]), each)):
+            there: set[str] = set()
+            queue = waiting[lane]
+            while queue and len(wave) < size and _resource(queue[0]) not in there:
+                there.add(_resource(queue[0]))
+                wave.append(queue.popleft())
+            if not queue:
+                del waiting[lane]
+            if len(wave) == size:
+                break
+        yield wave
+
+
+def introductions(messages: Sequence[Message]) -> list[Message]:
+    """The Patient messages that history needs where a hospital's live feed needs none.
+
+    A notification brings its Patient along; a batch of encounters does not.
+    """
+    found: dict[str, Message] = {}
+    for message in messages:
+        if message.identity.record not in found:
+            found[message.identity.record] = replace(message, kind=Kind.PATIENT, encounter=None)
+    return list(found.values())
+
+
+def is_held(said: dict[str, Any]) -> bool:
+    """Whether a 2xx answer says that what was sent waits for something (HA, section 9)."""
+    if said.get("resourceType") == "OperationOutcome":
+        return any(issue.get("severity") == "warning" for issue in said.get("issue", []))
+    return any(tag.get("code") == HELD for tag in said.get("meta", {}).get("tag", []))
+
+
+def _resource(message: Message) -> str:
+    if message.encounter is None:
+        return f"Patient/{message.identity.record}"
+    return f"Encounter/{message.encounter.visit}"
+
+
+def _where(issue: dict[str, Any]) -> str:
+    """Code and place of an issue; never its text, which is not ours to repeat."""
+    return " ".join([str(issue.get("code")), *map(str, issue.get("expression", []))])
+
+
+def _json(response: httpx.Response) -> dict[str, Any]:
+    try:
+        said = orjson.loads(response.content)
+    except orjson.JSONDecodeError:
+        return {}
+    return said if isinstance(said, dict) else {}
