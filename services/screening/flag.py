@@ -17,7 +17,6 @@ from services.screening.episodes import Kind
 from services.screening.ledger import VOID, Disposition, History, Ledger, gather, in_force
 from services.screening.policy import Clause, Measure, Policy
 from services.screening.why import Judged, Why
-from services.screening.window import Window
 
 
 class State(StrEnum):
@@ -158,55 +157,11 @@ def stand(ledger: Ledger, policy: Policy, now: datetime) -> Standing:
     for j in judged:
         if j.reason is None:
             (counted.visits if j.group.kind is Kind.ED else counted.stays).append(j.group.anchor)
-    if _can_never(counted, policy):
-        return _below(counted, judged, policy, now)
     return _seen(_walk(counted, policy), counted.limits, judged, policy, now)
-
-
-def _can_never(counted: _Counted, policy: Policy) -> bool:
-    """Whether not even all there ever was, counted at once, would do."""
-    return not any(
-        condition.holds([len(counted.anchors(c.measure)) for c in condition.clauses])
-        for condition in (policy.flag, policy.watch)
-    )
 
 
 def _clauses(policy: Policy) -> tuple[Clause, ...]:
     return policy.flag.clauses + policy.watch.clauses
-
-
-def _below(
-    counted: _Counted, judged: tuple[Judged, ...], policy: Policy, now: datetime
-) -> Standing:
-    """Of a patient who never was anything else: no need to walk."""
-    visits, stays, limits = counted.visits, counted.stays, counted.limits
-    year = policy.window
-    turns = [t for a in (*visits, *stays) for t in (a, a + year) if t > now]
-    upcoming = None
-    if turns:
-        at = min(turns)
-        then = Window.ending(at, year)
-        upcoming = Next(at, then.count(visits), then.count(stays), State.BELOW, held=False)
-    window = Window.ending(now, year)
-    return Standing(
-        state=State.BELOW,
-        held=False,
-        since=None,
-        ed_visits=window.count(visits),
-        hospital_episodes=window.count(stays),
-        counts=tuple(
-            Window.ending(now, c.length).count(counted.anchors(c.measure)) for c in _clauses(policy)
-        ),
-        changed=None,
-        by=None,
-        again=False,
-        eligible=_is_eligible(limits, now),
-        alive=_is_alive(limits, now),
-        next=upcoming,
-        stirs=None,
-        flagged=(),
-        judged=judged,
-    )
 
 
 def _is_eligible(limits: Life, at: datetime) -> bool:
