@@ -132,6 +132,14 @@ def test_what_comes_back_to_life_below_finished_has_not_ended() -> None:
     assert (fact.status, fact.end) == (Status.IN_PROGRESS, None)
 
 
+def test_void_then_restored_is_as_it_was() -> None:
+    """PT-07."""
+    later = FIVE_DAYS_ON + timedelta(days=1)
+    restored = message(later + timedelta(hours=1), "finished")
+    fact = fold([DISCHARGE, message(later, "entered-in-error"), restored])
+    assert (fact.status, fact.end) == (Status.FINISHED, at(FIVE_DAYS_ON))
+
+
 def test_what_a_message_does_not_say_it_does_not_erase() -> None:
     """CT-13."""
     update = message(FIVE_DAYS_ON + timedelta(days=20), "finished")
