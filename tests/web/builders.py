@@ -131,8 +131,8 @@ def busy_list() -> MyList:
     return my_list(
         card(1, Tier.NOW, Happening.ED_ARRIVAL, count=6, day=None, speaks="English"),
         card(
-            2, Tier.NOW, Happening.DISCHARGED, measure=Measure.HOSPITAL, count=3, level=2, mine=True,
-            progress=Progress.MINE, takeable=False,
+            2, Tier.NOW, Happening.DISCHARGED, measure=Measure.HOSPITAL, count=3, level=2,
+            mine=True, progress=Progress.MINE, takeable=False,
         ),
         card(3, happening=Happening.THRESHOLD),
         card(4, happening=Happening.ED_DEPARTURE, owner=None, progress=Progress.SEEN, count=5),
