@@ -5,7 +5,8 @@ other; a read is answered only after that commit. Records hold keys, never names
 """
 
 import re
-from collections.abc import Callable, Sequence
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from enum import IntEnum, StrEnum
@@ -14,8 +15,9 @@ from uuid import UUID
 
 import orjson
 from fastapi import Request
-from sqlalchemy import text
+from sqlalchemy import Row, text
 
+from schemas.envelope import CANON
 from services.plumbing.auth import Caller, Refused
 from services.plumbing.db import Database, Tx
 
@@ -289,3 +291,229 @@ def request_id(request: Request) -> str | None:
     """`X-Request-Id` as sent, if it looks like one; what is shorter could be a card number."""
     sent = request.headers.get("x-request-id", "")
     return sent if _REQUEST_ID.fullmatch(sent) else None
+
+
+# As FHIR
+
+_DCM = "http://dicom.nema.org/resources/ontology/DCM"
+_REST = ("http://terminology.hl7.org/CodeSystem/audit-event-type", "rest")
+_INTERACTION = "http://hl7.org/fhir/restful-interaction"
+_PARTICIPATION = "http://terminology.hl7.org/CodeSystem/v3-ParticipationType"
+_SOURCE, _DESTINATION = (_DCM, "110153"), (_DCM, "110152")
+_LOGIN, _LOGOUT = (_DCM, "110122"), (_DCM, "110123")
+_USER_AUTHENTICATION, _SECURITY_ALERT = (_DCM, "110114"), (_DCM, "110113")
+_EXPORT = (_DCM, "110106")
+_ACTION = {"create": "C", "update": "U", "patch": "U", "delete": "D", "search-type": "E"}
+_KINDS: dict[Shape, tuple[tuple[str, str], tuple[str, str]]] = {
+    Shape.DISCLOSURE: (
+        _EXPORT,
+        ("http://terminology.hl7.org/CodeSystem/iso-21089-lifecycle", "disclose"),
+    ),
+    Shape.DECISION_BY_CONSENT: (
+        _SECURITY_ALERT,
+        ("https://profiles.ihe.net/ITI/BALP/CodeSystem/AuthZsubType", "AuthZ-Consent"),
+    ),
+    Shape.DECISION_BY_DEFAULT: (
+        _SECURITY_ALERT,
+        ("https://profiles.ihe.net/ITI/BALP/CodeSystem/AuthZsubType", "AuthZ-Role"),
+    ),
+    Shape.REFUSED: (_SECURITY_ALERT, (_DCM, "110132")),
+    Shape.SIGN_IN: (_USER_AUTHENTICATION, _LOGIN),
+    Shape.SIGN_OUT: (_USER_AUTHENTICATION, _LOGOUT),
+    Shape.EXPORT: (_EXPORT, (f"{CANON}/CodeSystem/audit", "export")),
+    Shape.CONFIGURATION: (_SECURITY_ALERT, (_DCM, "110131")),
+}
+_NOT_BALP = {
+    Shape.DECISION_BY_DEFAULT,
+    Shape.REFUSED,
+    Shape.SIGN_IN,
+    Shape.SIGN_OUT,
+    Shape.EXPORT,
+    Shape.CONFIGURATION,
+}
+_DECISIONS = {Shape.DECISION_BY_CONSENT, Shape.DECISION_BY_DEFAULT}
+_BY_DATA_FLOW = {Shape.READ, Shape.PATIENT_READ}
+"""In a read the caller is the destination; in all else BALP has it as the source."""
+
+
+def stored(row: Row[Any]) -> AuditRecord:
+    """The record a row of `audit` is."""
+    said = row._mapping  # noqa: SLF001 - SQLAlchemy's public name for it
+    kept: dict[str, Any] = {name: said[name] for name in AuditRecord.__slots__}
+    kept |= {name: tuple(said[name]) for name in ("reasons", "roles", "entities")}
+    kept |= {"shape": Shape(said["shape"]), "outcome": Outcome(said["outcome"])}
+    return AuditRecord(**kept)
+
+
+def as_fhir(id_: UUID, record: AuditRecord, server: str) -> dict[str, Any]:
+    """The record as an AuditEvent in its BALP profile; `server` is the service's public URL."""
+    decision = record.shape in _DECISIONS
+    kind, subkind = _KINDS.get(record.shape, (_REST, (_INTERACTION, record.interaction or "")))
+    if record.shape is Shape.REFUSED and record.reasons == ("401",):
+        kind, subkind = _USER_AUTHENTICATION, _LOGIN
+    action = _ACTION.get(record.interaction or "", "R" if _is_reading(record) else "E")
+    said: dict[str, Any] = {
+        "resourceType": "AuditEvent",
+        "id": str(id_),
+        "type": _coding(*kind),
+        "subtype": [_coding(*subkind)],
+        "action": action,
+        "recorded": record.recorded.isoformat(),
+        "outcome": str(int(record.outcome)),
+        "agent": _deciding(record, server) if decision else _acting(record, server),
+        "source": {
+            "observer": {"display": server},
+            "type": [
+                _coding(
+                    "http://terminology.hl7.org/CodeSystem/security-source-type",
+                    "6" if decision else "4",
+                )
+            ],
+        },
+    }
+    if record.shape not in _NOT_BALP:
+        profile = "AuthZconsent" if decision else record.shape.value
+        said["meta"] = {"profile": [f"{BALP}{profile}"]}
+    if record.reasons:
+        said["outcomeDesc"] = ", ".join(record.reasons)
+    if record.purpose is not None:
+        reason = "http://terminology.hl7.org/CodeSystem/v3-ActReason"
+        said["purposeOfEvent"] = [{"coding": [_coding(reason, record.purpose)]}]
+    entities = list(_entities(record))
+    if entities:
+        said["entity"] = entities
+    return said
+
+
+def _is_reading(record: AuditRecord) -> bool:
+    return record.shape in {Shape.READ, Shape.PATIENT_READ, Shape.DISCLOSURE, Shape.EXPORT}
+
+
+def _coding(system: str, code: str) -> dict[str, str]:
+    return {"system": system, "code": code}
+
+
+def _agent(
+    kind: tuple[str, str], who: dict[str, Any], *, requestor: bool = False, **more: Any
+) -> dict[str, Any]:
+    return {"type": {"coding": [_coding(*kind)]}, "who": who, "requestor": requestor, **more}
+
+
+def _identified(record: AuditRecord) -> dict[str, Any]:
+    system = f"{CANON}/NamingSystem/{record.agent_kind}"
+    return {"identifier": {"system": system, "value": record.agent}}
+
+
+def _from(record: AuditRecord, server: str) -> dict[str, str]:
+    """Where the caller was; for work nobody asked for, the service itself."""
+    if record.network is None:
+        return {"address": server, "type": "5"}
+    return {"address": record.network, "type": "2"}
+
+
+def _organization(id_: str | None) -> dict[str, Any]:
+    return {"reference": f"Organization/{id_}"}
+
+
+def _acting(record: AuditRecord, server: str) -> list[dict[str, Any]]:
+    """Client and server, and the person where there is one; of a disclosure, from and to."""
+    here = {"display": server}
+    at: dict[str, Any] = {"network": {"address": server, "type": "5"}}
+    if record.shape is Shape.DISCLOSURE:
+        to = f"{CANON}/Organization/{record.recipient}"
+        agents = [
+            _agent(_SOURCE, here, **at),
+            _agent(
+                _DESTINATION,
+                _organization(record.recipient),
+                network={"address": to, "type": "5"},
+            ),
+        ]
+        if record.reader is not None:
+            person = {"reference": f"Practitioner/{record.reader}"}
+            agents.append(_agent((_PARTICIPATION, "IRCP"), person))
+        return agents
+    by_person = record.agent_kind == "person"
+    mine, theirs = (
+        (_SOURCE, _DESTINATION) if record.shape in _BY_DATA_FLOW else (_DESTINATION, _SOURCE)
+    )
+    client = {"display": "web browser"} if by_person else _identified(record)
+    token = (
+        {"policy": [f"urn:ietf:params:oauth:jti:{record.token_id}"]}
+        if record.token_id is not None
+        else {}
+    )
+    agents = [
+        _agent(theirs, client, requestor=not by_person, network=_from(record, server), **token),
+        _agent(mine, here, **at),
+    ]
+    if by_person:
+        part = "IRCP" if _is_reading(record) or record.interaction == "search-type" else "AUT"
+        agents.append(_user((_PARTICIPATION, part), _identified(record), record))
+    return agents
+
+
+def _deciding(record: AuditRecord, server: str) -> list[dict[str, Any]]:
+    """Who would be told, for which organisation, asked through what, decided by whom (CS-111)."""
+    reader = record.reader or record.recipient
+    who = (
+        {"reference": f"Practitioner/{reader}"}
+        if record.reader is not None
+        else _organization(reader)
+    )
+    policy = {"policy": [f"{CANON}/policy/{record.policy}"]} if record.policy is not None else {}
+    return [
+        _agent((_DCM, "110150"), _identified(record), network=_from(record, server)),
+        _user((_PARTICIPATION, "IRCP"), who, record, **policy),
+        _agent(
+            ("http://terminology.hl7.org/CodeSystem/v3-RoleClass", "PROV"),
+            _organization(record.recipient),
+        ),
+        _agent(
+            ("http://terminology.hl7.org/CodeSystem/extra-security-role-type", "authserver"),
+            {"display": server},
+        ),
+    ]
+
+
+def _user(
+    kind: tuple[str, str], who: dict[str, Any], record: AuditRecord, **more: Any
+) -> dict[str, Any]:
+    role = f"{CANON}/CodeSystem/role"
+    roles = [{"coding": [_coding(role, one)]} for one in record.roles]
+    return _agent(kind, who, requestor=True, **({"role": roles} if roles else {}), **more)
+
+
+def _entities(record: AuditRecord) -> Iterator[dict[str, Any]]:
+    entity_type = "http://terminology.hl7.org/CodeSystem/audit-entity-type"
+    role = "http://terminology.hl7.org/CodeSystem/object-role"
+    if record.patient is not None:
+        yield {
+            "what": {"reference": f"Patient/{record.patient}"},
+            "type": _coding(entity_type, "1"),
+            "role": _coding(role, "1"),
+        }
+    if record.request_id is not None and record.shape not in _DECISIONS:
+        balp = "https://profiles.ihe.net/ITI/BALP/CodeSystem/BasicAuditEntityType"
+        yield {
+            "what": {"identifier": {"value": record.request_id}},
+            "type": _coding(balp, "XrequestId"),
+        }
+    if record.query is not None:
+        yield {
+            "type": _coding(entity_type, "2"),
+            "role": _coding(role, "24"),
+            "query": b64encode(record.query.encode()).decode(),
+        }
+    for reference in record.entities:
+        if record.shape in _DECISIONS:
+            resource = _coding("http://hl7.org/fhir/resource-types", "Consent")
+            yield {"what": {"reference": reference}, "type": resource}
+        elif record.shape in (Shape.EXPORT, Shape.CONFIGURATION):
+            yield {"name": reference, "type": _coding(entity_type, "2")}
+        else:
+            yield {
+                "what": {"reference": reference},
+                "type": _coding(entity_type, "2"),
+                "role": _coding(role, "4"),
+            }
