@@ -1,0 +1,410 @@
+"""One card per clinic, patient and episode: when it opens, comes back, and is taken back.
+
+A card is work state: who has it, how far it is, why it was taken back. What it says of the
+patient is composed anew at each attempt and view, from a Permit (`compose`), and never stored.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+from uuid import UUID
+
+from services.notify import recount
+from services.notify.consent import Permit
+from services.notify.recount import Standing, State, View
+
+NEWS_MAX_AGE: Final = timedelta(hours=72)
+"""A moment older than this is listed, not announced (CA-43, NW-22)."""
+SNOOZE_LIMIT: Final = timedelta(days=14)
+UNDO_WITHIN: Final = timedelta(minutes=30)
+DUE_AFTER: Final = timedelta(days=7)
+"""The clock is "day n of 7" (nurse-web.md R8)."""
+
+
+class Status(StrEnum):
+    """FHIR Task status; docs/states.md draws them, the table's CHECK holds them."""
+
+    REQUESTED = "requested"
+    RECEIVED = "received"
+    ACCEPTED = "accepted"
+    IN_PROGRESS = "in-progress"
+    ON_HOLD = "on-hold"
+    COMPLETED = "completed"
+    REJECTED = "rejected"
+    CANCELLED = "cancelled"
+    ENTERED_IN_ERROR = "entered-in-error"
+
+
+CLOSED: Final = frozenset({Status.COMPLETED, Status.REJECTED})
+TAKEN_BACK: Final = frozenset({Status.CANCELLED, Status.ENTERED_IN_ERROR})
+UNACCEPTED: Final = frozenset({Status.REQUESTED, Status.RECEIVED})
+
+CLINIC_MAY: Final[Mapping[Status, tuple[Status, ...]]] = MappingProxyType(
+    {
+        Status.REQUESTED: (
+            Status.RECEIVED,
+            Status.ACCEPTED,
+            Status.IN_PROGRESS,
+            Status.ON_HOLD,
+            Status.COMPLETED,
+            Status.REJECTED,
+        ),
+        Status.RECEIVED: (
+            Status.ACCEPTED,
+            Status.IN_PROGRESS,
+            Status.ON_HOLD,
+            Status.COMPLETED,
+            Status.REJECTED,
+        ),
+        Status.ACCEPTED: (
+            Status.IN_PROGRESS,
+            Status.ON_HOLD,
+            Status.COMPLETED,
+            Status.REJECTED,
+        ),
+        Status.IN_PROGRESS: (
+            Status.ACCEPTED,
+            Status.IN_PROGRESS,
+            Status.ON_HOLD,
+            Status.COMPLETED,
+            Status.REJECTED,
+        ),
+        Status.ON_HOLD: (
+            Status.ACCEPTED,
+            Status.IN_PROGRESS,
+            Status.ON_HOLD,
+            Status.COMPLETED,
+            Status.REJECTED,
+        ),
+        Status.COMPLETED: (Status.ACCEPTED,),
+        Status.REJECTED: (Status.ACCEPTED,),
+        Status.CANCELLED: (),
+        Status.ENTERED_IN_ERROR: (),
+    }
+)
+"""Clinic API, section 4. From completed and rejected only within UNDO_WITHIN."""
+
+WE_MAY: Final[Mapping[Status, tuple[Status, ...]]] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            (Status.REQUESTED, Status.RECEIVED, Status.ACCEPTED, Status.IN_PROGRESS),
+            (Status.CANCELLED, Status.ENTERED_IN_ERROR),
+        ),
+        **dict.fromkeys(
+            (Status.ON_HOLD, Status.COMPLETED, Status.REJECTED),
+            (Status.REQUESTED, Status.CANCELLED, Status.ENTERED_IN_ERROR),
+        ),
+        Status.CANCELLED: (),
+        Status.ENTERED_IN_ERROR: (),
+    }
+)
+
+
+class Tier(StrEnum):
+    """How soon it is shown (NW-12): at once, the same day, in the digest."""
+
+    NOW = "a"
+    TODAY = "b"
+    DIGEST = "c"
+
+
+class What(StrEnum):
+    """What a card is about (`card-kind`)."""
+
+    THRESHOLD = "threshold-reached"
+    LEFT_ED = "left-ed"
+    DISCHARGED = "discharged"
+    DIED = "died"
+
+
+class Moment(StrEnum):
+    """The last event of the card's episode (`card-input` last-event)."""
+
+    ARRIVED = "arrived-ed"
+    LEFT = "left-ed"
+    ADMITTED = "admitted"
+    DISCHARGED = "discharged"
+    DIED = "died"
+    CORRECTED = "corrected"
+
+
+RESURFACING: Final = frozenset({Moment.ADMITTED, Moment.LEFT, Moment.DISCHARGED, Moment.DIED})
+"""What brings a card back, unseen, to the top of its tier (NW-11)."""
+OPENING: Final[Mapping[Moment, What]] = MappingProxyType(
+    {Moment.LEFT: What.LEFT_ED, Moment.DISCHARGED: What.DISCHARGED}
+)
+"""Moments of a flagged patient that are worth a card by themselves (NW-12, tier B)."""
+
+
+class Why(StrEnum):
+    """Why a card was taken back (CA-30), as `statusReason`."""
+
+    COUNT_CORRECTED = "count-corrected"
+    VISIT_CANCELLED = "visit-cancelled"
+    MERGED = "merged"
+    CONSENT_WITHDRAWN = "consent-withdrawn"
+    DECEASED = "deceased"
+    PANEL_CHANGED = "panel-changed"
+    WRONG_PERSON = "wrong-person"
+    NO_LONGER_APPLIES = "no-longer-applies"
+
+
+STUBBED: Final = frozenset(
+    {Why.CONSENT_WITHDRAWN, Why.WRONG_PERSON, Why.PANEL_CHANGED, Why.NO_LONGER_APPLIES}
+)
+"""After these nothing of the patient may stand on the card any more: it is a stub (CA-32)."""
+
+
+class Dismissal(StrEnum):
+    """Why a nurse closed a card unused (CA-25, NW-16)."""
+
+    PLANNED_CARE = "planned-care"
+    ALREADY_KNOWN = "already-known"
+    WRONG_CLINIC = "wrong-clinic"
+    DECEASED = "deceased"
+    DECLINED = "declined"
+    NOT_COMPLEX = "not-complex"
+    DUPLICATE = "duplicate"
+    OTHER = "other"
+
+
+STAYS_CLOSED: Final = frozenset(
+    {
+        Dismissal.PLANNED_CARE,
+        Dismissal.WRONG_CLINIC,
+        Dismissal.DECEASED,
+        Dismissal.DECLINED,
+        Dismissal.DUPLICATE,
+    }
+)
+"""Closed as one of these, a card does not come back (NW-11)."""
+
+
+class Cause(StrEnum):
+    """Why a standing changed, in screening's words (CT-43)."""
+
+    EVENT = "EVENT"
+    BACKFILL = "BACKFILL"
+    CORRECTION = "CORRECTION"
+    VOID = "VOID"
+    MERGE = "MERGE"
+    UNMERGE = "UNMERGE"
+    DEATH = "DEATH"
+    ELIGIBILITY = "ELIGIBILITY"
+    DECAY = "DECAY"
+    HOLD_END = "HOLD_END"
+    POLICY = "POLICY"
+
+
+RETRACTS: Final[Mapping[Cause, Why]] = MappingProxyType(
+    {
+        Cause.VOID: Why.VISIT_CANCELLED,
+        Cause.CORRECTION: Why.COUNT_CORRECTED,
+        Cause.MERGE: Why.MERGED,
+        Cause.UNMERGE: Why.WRONG_PERSON,
+        Cause.DEATH: Why.DECEASED,
+    }
+)
+NEVER_RETRACTS: Final = frozenset({Cause.DECAY, Cause.HOLD_END, Cause.POLICY})
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A remark on a card. `by` is None for ours; ours are codes with numbers, theirs are text."""
+
+    at: datetime
+    text: str = field(repr=False)
+    by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The work a nurse has with one episode of one patient."""
+
+    id: UUID
+    clinic: str
+    patient: UUID
+    key: str
+    """`episode:<key>`, or `flag:<sequence>` for a threshold crossed without one (NW-10)."""
+    spell: int
+    """Flag sequence at which the patient's present flagged time began."""
+    what: What
+    tier: Tier
+    status: Status
+    version: int
+    opened: datetime
+    updated: datetime
+    surfaced: datetime
+    """When it last came, or came back, to the top."""
+    owner: str | None = None
+    """A person of the region file; None: the clinic's pool."""
+    due: datetime | None = None
+    moment: Moment | None = None
+    moment_at: datetime | None = None
+    site: str | None = None
+    applied: int = 0
+    """Sequence of the newest episode change that is in it."""
+    seen: datetime | None = None
+    closed: datetime | None = None
+    snoozed_until: datetime | None = None
+    until_discharge: bool = False
+    dismissal: Dismissal | None = None
+    dismissal_text: str | None = field(default=None, repr=False)
+    why: Why | None = None
+    by_own_consent: bool = False
+    """This clinic captured the Consent that took it back: it may be told so (CS-43)."""
+    surviving: UUID | None = None
+    """Merged: the surviving patient's card at this clinic."""
+    told: Mapping[str, int] = field(default_factory=dict)
+    """Counts by kind as the recipient last saw them, to say "corrected from 4 to 3"."""
+    notes: tuple[Note, ...] = field(default=(), repr=False)
+    outputs: tuple[Mapping[str, object], ...] = field(default=(), repr=False)
+    before: Mapping[str, str | None] | None = None
+    """Owner, status and due before it was closed, for undo (NW-14)."""
+    shown: bool = False
+    """It once reached the clinic's EMR: delivered, read or found."""
+    inbox: bool = True
+    """The shared inbox may see it; else only single readers may (CS-33). Decided again anyway."""
+
+    @property
+    def is_open(self) -> bool:
+        return self.status not in CLOSED and self.status not in TAKEN_BACK
+
+
+def episode_key(episode: UUID | None, spell: int) -> str:
+    return f"flag:{spell}" if episode is None else f"episode:{episode}"
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeNews:
+    """The newest state of one care episode (`episode.changed`)."""
+
+    episode: UUID
+    sequence: int
+    moment: Moment
+    at: datetime
+    site: str
+    in_hospital: bool
+    ended: bool
+    void: bool
+    encounters: tuple[UUID, ...]
+    joined_into: UUID | None = None
+
+
+def compose(standing: Standing, permit: Permit) -> View:
+    """What a card of `standing` says to the holder of `permit`, counted from what it releases."""
+    return recount.see(standing, permit.released, permit.at)
+
+
+def opens(news: EpisodeNews, view: View, now: datetime) -> What | None:
+    """Whether a moment of a flagged patient's episode opens a card, and of what (NW-12)."""
+    if view.state is not State.FLAGGED or news.void or news.joined_into is not None:
+        return None
+    if now - news.at > NEWS_MAX_AGE:
+        return None
+    if news.moment is Moment.LEFT and news.in_hospital:
+        return None  # left the ED by admission: the discharge will open it
+    return OPENING.get(news.moment)
+
+
+def brought_up_to(card: Card, news: EpisodeNews, now: datetime) -> Card:
+    """`card` after a later moment of its episode; the same card if it is not later (NW-11)."""
+    if news.sequence <= card.applied or card.status in TAKEN_BACK:
+        return card
+    known = replace(
+        card, applied=news.sequence, moment=news.moment, moment_at=news.at, site=news.site
+    )
+    by_admission = news.moment is Moment.LEFT and news.in_hospital
+    announced = news.moment in RESURFACING and now - news.at <= NEWS_MAX_AGE
+    if not announced or by_admission or card.moment is news.moment:
+        return known
+    if card.status in CLOSED and card.dismissal in STAYS_CLOSED:
+        return known
+    what = OPENING.get(news.moment, card.what) if card.what is not What.THRESHOLD else card.what
+    back = replace(known, surfaced=now, seen=None, what=what)
+    if card.status in CLOSED or card.status is Status.ON_HOLD:
+        return replace(
+            back,
+            status=Status.REQUESTED,
+            closed=None,
+            snoozed_until=None,
+            until_discharge=False,
+            dismissal=None,
+            dismissal_text=None,
+        )
+    return back
+
+
+def awakened(card: Card, now: datetime) -> Card:
+    """`card` if its snooze is over (NW-15), else the same."""
+    if card.status is Status.ON_HOLD and card.snoozed_until and card.snoozed_until <= now:
+        return replace(
+            card,
+            status=Status.REQUESTED,
+            surfaced=now,
+            seen=None,
+            snoozed_until=None,
+            until_discharge=False,
+        )
+    return card
+
+
+def reason_to_take_back(cause: Cause, *, retracts: bool, merged: bool) -> Why | None:
+    """Of a standing that is no longer flagged: why its cards fall, or None if they stay.
+
+    DECAY, HOLD_END and POLICY never cancel a card (CA-30), nor does a fall of a flag that was
+    true while it stood.
+    """
+    if cause in NEVER_RETRACTS:
+        return None
+    if merged:
+        return Why.MERGED
+    if cause in {Cause.DEATH, Cause.UNMERGE} or retracts:
+        return RETRACTS.get(cause, Why.NO_LONGER_APPLIES)
+    return None
+
+
+def taken_back(card: Card, why: Why, now: datetime) -> Card:
+    """`card` retracted, or kept with a note if it was accepted or is closed (CA-31, CA-32)."""
+    if card.status in TAKEN_BACK:
+        return card
+    if why is Why.WRONG_PERSON:
+        return replace(card, status=Status.ENTERED_IN_ERROR, why=why, closed=now)
+    if why in STUBBED or why is Why.MERGED or card.status in UNACCEPTED:
+        return replace(card, status=Status.CANCELLED, why=why, closed=now)
+    return card
+
+
+def noted(card: Card, text: str, now: datetime) -> Card:
+    """`card` with a note of ours, once."""
+    if any(note.by is None and note.text == text for note in card.notes):
+        return card
+    return replace(card, notes=(*card.notes, Note(now, text)))
+
+
+def correction_note(before: Mapping[str, int], after: Mapping[str, int]) -> str | None:
+    """Of the first kind that fell: `count corrected from 4 to 3` (CA-31)."""
+    for kind in sorted(before):
+        if after.get(kind, 0) < before[kind]:
+            return f"count corrected from {before[kind]} to {after.get(kind, 0)}"
+    return None
+
+
+def is_stub(card: Card) -> bool:
+    """Whether nothing but its state may be shown of it any more (CA-32)."""
+    return card.status in TAKEN_BACK and (card.why in STUBBED or card.why is None)
+
+
+def shown_reason(card: Card) -> Why | None:
+    """What the recipient reads: a withdrawal only where this clinic captured it (CS-43)."""
+    if card.why is Why.CONSENT_WITHDRAWN and not card.by_own_consent:
+        return Why.NO_LONGER_APPLIES
+    return card.why
+
+
+def in_order(cards: Sequence[Card]) -> list[Card]:
+    """As a nurse reads them: tier, then the last to come to the top, then by id."""
+    return sorted(cards, key=lambda c: (c.tier, -c.surfaced.timestamp(), str(c.id)))

@@ -1,0 +1,162 @@
+"""What one recipient may see of a standing (CS-40)."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from services.notify.recount import (
+    Clause,
+    Kind,
+    Standing,
+    State,
+    Unit,
+    Visit,
+    changes_by_itself,
+    is_met,
+    items,
+    see,
+)
+
+NOW = datetime(2026, 3, 2, 19, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+def key(number: int) -> UUID:
+    return UUID(int=number)
+
+
+def item(number: int) -> str:
+    return f"Encounter/{key(number)}"
+
+
+def ed_visit(number: int, days_ago: float, *, reason: str | None = None) -> Unit:
+    start = NOW - days_ago * DAY
+    visit = Visit(key(number), "hospital-a", start, start + timedelta(hours=3))
+    return Unit(
+        Kind.ED,
+        start,
+        visit.end,
+        ("hospital-a",),
+        (visit,),
+        counted=reason is None,
+        reason=reason,
+    )
+
+
+def standing(*units: Unit, state: State = State.FLAGGED, held: bool = False) -> Standing:
+    counted = sum(u.counted for u in units)
+    return Standing(
+        patient=key(99),
+        sequence=7,
+        state=state,
+        held=held,
+        since=NOW - 30 * DAY,
+        next_change=NOW + 5 * DAY,
+        as_of=NOW,
+        policy="qc-default/1",
+        clauses=(
+            Clause(Kind.ED, 4, 365, State.FLAGGED, counted, counted >= 4),
+            Clause(Kind.HOSPITAL, 3, 365, State.FLAGGED, 0, False),
+            Clause(Kind.ED, 3, 365, State.WATCH, counted, counted >= 3),
+        ),
+        every=False,
+        units=units,
+        known_sites=4,
+        connected_sites=3,
+        complete=False,
+        outside_window=2,
+    )
+
+
+FOUR = tuple(ed_visit(n, days) for n, days in ((1, 300), (2, 200), (3, 100), (4, 1)))
+ALL = frozenset(item(n) for n in range(1, 9))
+
+
+def test_if_nothing_is_hidden_the_flags_own_values_are_shown() -> None:
+    seen = see(standing(*FOUR), ALL, NOW)
+    assert (seen.state, seen.since, seen.next_change) == (
+        State.FLAGGED,
+        NOW - 30 * DAY,
+        NOW + 5 * DAY,
+    )
+    assert (seen.count(Kind.ED), seen.outside_window, seen.whole) == (4, 2, True)
+
+
+def test_a_hidden_visit_lowers_the_count_and_the_state() -> None:
+    seen = see(standing(*FOUR), ALL - {item(2)}, NOW)
+    assert (seen.state, seen.count(Kind.ED)) == (State.WATCH, 3)
+    assert seen.outside_window is None
+    assert len(seen.units) == 3
+
+
+def test_below_the_threshold_there_is_nothing_to_tell() -> None:
+    assert is_met(standing(*FOUR), ALL - {item(2)}, NOW)  # watch
+    assert not is_met(standing(*FOUR), ALL - {item(2), item(3)}, NOW)
+
+
+def test_no_hold_applies_where_something_is_hidden() -> None:
+    three = standing(*FOUR[1:], ed_visit(5, 400), held=True)
+    assert see(three, ALL, NOW).state is State.FLAGGED
+    assert see(three, ALL - {item(5)}, NOW).state is State.WATCH
+
+
+def test_a_stay_is_visible_only_if_every_encounter_in_it_is() -> None:
+    start = NOW - 9 * DAY
+    parts = (
+        Visit(key(6), "hospital-a", start, start + DAY),
+        Visit(key(7), "hospital-b", start + DAY, start + 2 * DAY),
+    )
+    stay = Unit(Kind.HOSPITAL, start, None, ("hospital-a", "hospital-b"), parts, counted=True)
+    both = standing(*FOUR, stay)
+    assert see(both, ALL, NOW).units[-1] is stay
+    assert stay not in see(both, ALL - {item(7)}, NOW).units
+
+
+def test_since_is_when_the_visible_visits_first_met_it() -> None:
+    five = (*FOUR, ed_visit(5, 50))
+    seen = see(standing(*five), ALL - {item(4)}, NOW)
+    assert seen.state is State.FLAGGED
+    assert seen.since == NOW - 50 * DAY
+
+
+def test_a_recount_falls_without_an_event_and_says_when() -> None:
+    """CS-40: a visible count falls by itself."""
+    five = standing(*FOUR, ed_visit(5, 50))
+    visible = ALL - {item(5)}
+    falls = changes_by_itself(five, visible, NOW)
+    assert falls == NOW + 65 * DAY  # the visit of 300 days ago leaves
+    assert see(five, visible, falls - timedelta(microseconds=1)).state is State.FLAGGED
+    assert see(five, visible, falls).state is State.WATCH
+    assert changes_by_itself(five, ALL, NOW) is None
+
+
+def test_reasons_that_point_to_a_hidden_stay_are_not_shown() -> None:
+    """CS-40."""
+    admitted = ed_visit(8, 20, reason="ADMITTED")
+    excluded = ed_visit(7, 20, reason="PLANNED")
+    seen = see(standing(*FOUR, admitted, excluded), ALL - {item(1)}, NOW)
+    assert [u.reason for u in seen.units if not u.counted] == [None, "PLANNED"]
+    whole = see(standing(*FOUR, admitted), ALL, NOW)
+    assert whole.units[-1].reason == "ADMITTED"
+
+
+def test_each_encounter_is_an_item_and_an_unfinished_one_ends_now() -> None:
+    """CS-41."""
+    start = NOW - DAY
+    unit = Unit(
+        Kind.ED, start, None, ("hospital-a",), (Visit(key(1), "hospital-a", start),), counted=True
+    )
+    (only,) = items(standing(unit))
+    assert (only.id, only.custodian, only.end) == (item(1), "Organization/hospital-a", NOW)
+
+
+def test_a_standing_without_encounters_still_tells_that_there_is_a_patient() -> None:
+    (only,) = items(standing(state=State.BELOW))
+    assert (only.labels, only.start) == (None, None)
+
+
+def test_all_of_the_clauses_may_be_needed() -> None:
+    from dataclasses import replace
+
+    needs_both = replace(standing(*FOUR, ed_visit(5, 2)), every=True)
+    seen = see(needs_both, ALL - {item(5)}, NOW)
+    assert seen.state is State.WATCH
