@@ -210,8 +210,6 @@ async def test_sm_24_another_audience_is_refused(stage: Stage, aud: Any) -> None
     [-60, 0, 331, 3600, None, "soon", True, 10**400],
     ids=lambda ahead: str(ahead)[:9],
 )
-    "ahead", [-60, 0, 331, 3600, None, "soon", True, 10**400], ids=lambda ahead: str(ahead)[:9]
-)
 async def test_sm_25_an_expiry_past_or_too_far_ahead_is_refused(stage: Stage, ahead: Any) -> None:
     now = int(stage.clock().timestamp())
     exp = now + ahead if type(ahead) is int else ahead
