@@ -84,14 +84,27 @@ class Broker(ABC):
             while True:
                 if (said := self._last_words()) is not None:
                     raise BrokerFailed(f"the test broker ended by itself:\n{said}")
-                admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
-                with suppress(KafkaError):
-                    await admin.start()
-                    if (await admin.describe_cluster())["brokers"]:
-                        await admin.close()
-                        return
-                await admin.close()
+                if await self._listens() and await self._knows_itself():
+                    return
                 await asyncio.sleep(0.2)
+
+    async def _listens(self) -> bool:
+        host, _, port = self.bootstrap.split(",")[0].rpartition(":")
+        with suppress(OSError):
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.close()
+            return True
+        return False
+
+    async def _knows_itself(self) -> bool:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
+        try:
+            await admin.start()
+            return bool((await admin.describe_cluster())["brokers"])
+        except KafkaError:
+            return False
+        finally:
+            await admin.close()
 
 
 class GivenBroker(Broker):

@@ -139,9 +139,13 @@ class Carrier(Protocol):
 
 _START = text(
     "insert into place (reader, source, partition, xid, position, moved)"
-    " values (:reader, :source, :partition, '', -1, now()) on conflict do nothing"
+    " values (:reader, :source, :partition, '', :first, now()) on conflict do nothing"
 )
 _PLACES = text("select source, partition, xid, position from place where reader = :reader")
+_PLACE = text(
+    "select xid, position from place"
+    " where reader = :reader and source = :source and partition = :partition"
+)
 _MOVE = text(
     "update place set xid = :xid, position = :position, moved = now()"
     " where reader = :reader and source = :source and partition = :partition"
@@ -257,12 +261,15 @@ class Reader(Generic[T]):
                 (row.source, row.partition): Place(row.xid, row.position) for row in rows
             }
 
-    async def begin_at(self, source: str, partition: int) -> Place:
-        """The stored place of a partition; a place at its beginning is stored if there is none."""
+    async def begin_at(self, source: str, partition: int, first: int = -1) -> Place:
+        """The stored place of a partition. If there is none, the one after which it begins
+        (`first`) is stored, so that what is cut off from now on is missed, not skipped.
+        """
+        key = {"reader": self.name, "source": source, "partition": partition}
         async with self.db.work() as tx:
-            key = {"reader": self.name, "source": source, "partition": partition}
-            await tx.execute(_START, key)
-        await self.load_places()
+            await tx.execute(_START, key | {"first": first})
+            row = (await tx.execute(_PLACE, key)).one()
+        self.places[source, partition] = Place(row.xid, row.position)
         return self.places[source, partition]
 
     async def take(self, records: Sequence[Record]) -> None:
@@ -345,7 +352,7 @@ class Reader(Generic[T]):
     async def _bury(self, tx: Tx, envelope: Envelope, error: Exception, attempts: int) -> None:
         reason = reason_of(error)
         log.error(
-            "dead_letter", reader=self.name, event=str(envelope.id), type=envelope.type, why=reason
+            "dead_letter", reader=self.name, id=str(envelope.id), type=envelope.type, why=reason
         )
         telemetry.counter("log_dead_letters_total", self.name).inc()
         await tx.execute(

@@ -36,6 +36,9 @@ CounterName = Literal[
 GaugeName = Literal[
     # By reader, seconds: age of the newest event read. Over 60: cards are late.
     "log_lag_seconds",
+    # By service, seconds: age of the oldest event not yet carried to Kafka. Over 60: look at
+    # the log of that service for `carrier_waits` or `carrier_stopped`.
+    "log_uncarried_seconds",
     # Seconds: age of the oldest row due by time alone. Over 120: the sweep is stuck.
     "screening_due_seconds",
     # By state: cards.
