@@ -239,7 +239,7 @@ class _Sender:
         if mishap.unidentified:
             used = Identity(visit.number.replace("TEST-V", "TEST-TMP-"), None)
         elif mishap.second_record:
-            used = replace(identity, record=f"{identity.record}-2", cards=())
+            used = replace(identity, record=_second(identity, visit), cards=())
         self._introduce(site, used, visit.first.start)
         steps = list(_steps(self._profile, visit, mishap))
         for number, (at, kind, snapshot) in enumerate(steps):
@@ -304,6 +304,10 @@ class _Sender:
         return Message(
             id_, at, at + TRANSMISSION, site, self._lane, order, kind, identity, snapshot
         )
+
+
+def _second(identity: Identity, visit: Visit) -> str:
+    return f"{identity.record}-{visit.first.number:02d}"
 
 
 def _merges(mishap: Mishap) -> Iterator[tuple[datetime, datetime | None]]:
@@ -398,13 +402,19 @@ def _steps(
         now,
         status="finished",
         end=end,
-        leaving=last.leaving,
+        leaving=_as_coded(last),
         code=last.code if early or not coded else None,
     )
     yield end, Kind.DISCHARGE, now
     if coded:
         at = end + timedelta(days=min(wait, 45.0))
         yield at.replace(microsecond=0), Kind.DISCHARGE, replace(now, code=last.code)
+
+
+def _as_coded(piece: Happening) -> Leaving:
+    """A transfer that nobody coded looks like going home (CR-17)."""
+    uncoded = piece.leaving is Leaving.TRANSFERRED and not piece.transfer_out
+    return Leaving.HOME if uncoded else piece.leaving
 
 
 def _course(piece: Happening, draws: Draws) -> Iterator[tuple[datetime, Kind, str]]:

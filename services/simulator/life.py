@@ -361,8 +361,8 @@ class _Life:
         if from_ed is not None:
             code, label = from_ed.code, from_ed.label
         hours = max(24 * draws.lognormal(7.3 * math.exp(-(1.1**2) / 2), 1.1), 6.0)
-        dies = draws.chance(0.08 if age >= 75 else 0.03 if age >= 65 else 0.01)
-        palliative, donor = draws.chance(0.3), draws.chance(0.25)
+        dies = draws.chance(0.08 if age >= 75 else 0.05 if age >= 65 else 0.02)
+        palliative, donor = draws.chance(0.3), draws.chance(0.6)
         moved, rehab, away = draws.chance(0.04), draws.chance(0.04), draws.chance(0.08)
         during, reverted = draws.chance(0.006), draws.chance(0.02)
         gap = draws.one_of(((1, 6.9), (7, 12), (7, 12), (12.1, 20)))
