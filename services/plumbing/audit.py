@@ -14,12 +14,17 @@ from typing import Any, Self
 from uuid import UUID
 
 import orjson
+import structlog
 from fastapi import Request
 from sqlalchemy import Row, text
+from sqlalchemy.exc import DBAPIError
 
 from schemas.envelope import CANON
 from services.plumbing.auth import Caller, Refused
-from services.plumbing.db import Database, Tx
+from services.plumbing.db import Database, Tx, is_passing, sqlstate
+from services.plumbing.web import RETRY_AFTER, Rejection
+
+log = structlog.get_logger()
 
 BALP = "https://profiles.ihe.net/ITI/BALP/StructureDefinition/IHE.BasicAudit."
 
@@ -258,10 +263,26 @@ _ADD = text(
 
 
 async def record(tx: Tx, records: Sequence[AuditRecord]) -> None:
-    """Add `records` to the audit, in the caller's transaction, with one statement (E-6)."""
-    if records:
-        rows = orjson.dumps([asdict(one) for one in records]).decode()
+    """Add `records` to the audit, in the caller's transaction, with one statement (E-6).
+
+    If the audit cannot be written, Rejection 503: nothing is sent, shown or done (CS-110).
+    What may pass by itself is raised as it is, for a reader to wait out.
+    """
+    if not records:
+        return
+    rows = orjson.dumps([asdict(one) for one in records]).decode()
+    try:
         await tx.execute(_ADD, {"records": rows})
+    except DBAPIError as error:
+        if is_passing(error):
+            raise
+        log.error("audit_unwritable", sqlstate=sqlstate(error))  # noqa: TRY400 - it quotes rows
+        raise Rejection(
+            issue="transient",
+            advice="The audit cannot be written, so nothing was done or shown.",
+            status=503,
+            headers={"Retry-After": RETRY_AFTER},
+        ) from None
 
 
 def refusals(db: Database, now: Callable[[], datetime]) -> Refused:

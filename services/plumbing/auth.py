@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
 import httpx
@@ -182,7 +182,7 @@ def read_claims(token: str) -> dict[str, Any]:
     return _segment(token, "payload")
 
 
-def _segment(token: str, name: str) -> dict[str, Any]:
+def _segment(token: str, name: Literal["header", "payload"]) -> dict[str, Any]:
     try:
         coded = jws.extract_compact(token.encode("ascii")).segments[name]
         padded = coded + b"=" * (-len(coded) % 4)
@@ -561,11 +561,18 @@ class Doorkeeper:
             return
         request = Request(scope)
         known: Caller | None = None
+        replaced = False
 
         async def told(message: Message) -> None:
+            nonlocal replaced
             if message["type"] == "http.response.start" and message["status"] in (401, 403):
-                await self._refused(request, message["status"], known)
-            await send(message)
+                try:
+                    await self._refused(request, message["status"], known)
+                except Rejection as rejection:
+                    replaced = True
+                    await outcome_response(rejection)(scope, receive, send)
+            if not replaced:
+                await send(message)
 
         try:
             known = await self._auth.caller(request.headers.get("authorization"))
