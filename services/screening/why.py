@@ -213,7 +213,7 @@ def explain(facts: Sequence[Fact], judged: Sequence[Judged], policy: Policy, now
         for item in _uncounted(fact, fact.start, placed, policy)
     ]
     shown += [item for item in loose if item.anchor in window]
-    shown.sort(key=lambda i: (i.kind, min(f.encounter for f in i.facts)))
+    shown.sort(key=lambda i: (min(f.encounter for f in i.facts), i.kind))
     shown.sort(key=lambda i: i.anchor, reverse=True)
     anchors = [g.anchor for g in groups] + [i.anchor for i in loose]
     turns = [
@@ -302,7 +302,12 @@ def _links(group: Group) -> list[Note]:
         gap = None if last.is_open else episodes.between(last, later)
         if gap is not None and gap < timedelta(0):
             gap = None
-        if group.kind is Kind.HOSPITAL:
+        if any(
+            later.fact.part_of == m.fact.encounter or m.fact.part_of == later.fact.encounter
+            for m in before
+        ):
+            found.append(Note("LINKED", "CR-03", gap))
+        elif group.kind is Kind.HOSPITAL:
             found.append(Note("LINKED", "CR-17", gap))
         elif any(m.fact.site == later.fact.site for m in before):
             found.append(Note("REREGISTERED", "CR-05", gap))
