@@ -119,6 +119,7 @@ async def _run(owner: asyncpg.Connection, step: Step) -> str:
 
 
 async def _roles(owner: asyncpg.Connection, passwords: dict[str, str]) -> None:
+    database = await owner.fetchval("select quote_ident(current_database())")
     have = {row["rolname"] for row in await owner.fetch("select rolname from pg_roles")}
     for schema in (*SERVICES, "authority"):
         login = f"passerelle_{schema}"
@@ -128,6 +129,7 @@ async def _roles(owner: asyncpg.Connection, passwords: dict[str, str]) -> None:
             if f"{login}_{kind}" not in have:
                 await owner.execute(f"create role {login}_{kind} nologin")
                 await owner.execute(f"grant {login}_{kind} to {login} with inherit false, set true")
+        await owner.execute(f"grant connect on database {database} to {login}")
         await owner.execute(f"create schema if not exists {schema}")
         await owner.execute(f"alter role {login} set search_path = {schema}")
         await owner.execute(f"grant usage on schema {schema} to {login}_request, {login}_worker")
