@@ -184,7 +184,8 @@ def make_app(
         try:
             async with db.work() as tx:
                 await tx.execute(text("select 1"))
-        except (SQLAlchemyError, OSError, TimeoutError):
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            log.warning("not_ready", error=type(error).__name__, sqlstate=sqlstate(error))
             return Response("the database is away\n", 503, media_type="text/plain")
         return Response("ready\n", media_type="text/plain")
 
