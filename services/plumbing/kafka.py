@@ -37,6 +37,7 @@ from aiokafka.errors import (
     SaslAuthenticationFailed,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
     UnsupportedSaslMechanismError,
 )
 from pydantic import SecretStr
@@ -68,6 +69,7 @@ PARTING = 10.0
 """Real seconds that a broker which is away may delay a process that stops."""
 STUCK = 60.0
 """Real seconds between two attempts to carry a record the topic refused."""
+MISSING = "a topic is missing; run `passerelle topics`"
 
 _REFUSED = (
     AuthenticationFailedError,
@@ -76,6 +78,7 @@ _REFUSED = (
     GroupAuthorizationFailedError,
     SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
     UnsupportedSaslMechanismError,
 )
 
@@ -144,6 +147,8 @@ def _in_our_words() -> Iterator[None]:
             f"Kafka refuses this service ({type(error).__name__}). Check PASSERELLE_KAFKA_USERNAME,"
             " PASSERELLE_KAFKA_PASSWORD, PASSERELLE_KAFKA_SECURITY and the cluster's ACLs."
         ) from None
+    except UnknownTopicOrPartitionError:
+        raise BrokerAwayError(MISSING) from None
     except KafkaError as error:
         raise BrokerAwayError(type(error).__name__) from None
 
@@ -455,7 +460,7 @@ class KafkaCarrier:
             missing = sorted(set(topics) - set(await admin.list_topics()))
         if missing:
             log.error("topics_missing", topics=missing, advice="Run `passerelle topics`.")
-            raise BrokerAwayError("topics are missing; run `passerelle topics`")
+            raise BrokerAwayError(MISSING)
         with _in_our_words():
             consumer = AIOKafkaConsumer(
                 **self._link.options(),
