@@ -23,7 +23,7 @@ from services.simulator.clinic import Emr, keep_up, record_consents, upload_pane
 from services.simulator.door import Door, Tally, TokenFor
 from services.simulator.feed import Message, feed
 from services.simulator.fhir import Json
-from services.simulator.hospital import Engine, introductions
+from services.simulator.hospital import Engine
 from services.simulator.profiles import Profile, SimulateError, profile
 from services.simulator.region import YEAR, ZONE
 
@@ -183,7 +183,6 @@ class House:
         async with asyncio.TaskGroup() as together:
             for site, engine in enumerate(self._engines):
                 own = [each for each in messages if each.site == site]
-                own = [*introductions(own), *own]
                 total += len(own)
                 together.create_task(engine.backfill(own, answered))
 

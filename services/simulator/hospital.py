@@ -7,7 +7,6 @@ notification; the second puts its resources. Both send history in batch Bundles.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -114,18 +113,6 @@ def waves(messages: Sequence[Message], size: int) -> Iterator[list[Message]]:
             if len(wave) == size:
                 break
         yield wave
-
-
-def introductions(messages: Sequence[Message]) -> list[Message]:
-    """The Patient messages that history needs where a hospital's live feed needs none.
-
-    A notification brings its Patient along; a batch of encounters does not.
-    """
-    found: dict[str, Message] = {}
-    for message in messages:
-        if message.identity.record not in found:
-            found[message.identity.record] = replace(message, kind=Kind.PATIENT, encounter=None)
-    return list(found.values())
 
 
 def is_held(said: dict[str, Any]) -> bool:

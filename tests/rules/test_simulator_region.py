@@ -36,8 +36,8 @@ from services.simulator.region import (
 )
 
 GOLDEN = {
-    "demo": "",
-    "demo, clean": "",
+    "demo": "0a997b86bdbc927a713596a81f4088638abc84da08ecca310b7e0ec20ed6506c",
+    "demo, clean": "15fc3ac0fd8c988b59e8e65de3aa56339942e01b501d4475eb27381136550bbb",
 }
 """SHA-256 over names and bytes of all files (SIM-03). A change here is a change of the region:
 say so in CHANGELOG.md."""

@@ -1,0 +1,502 @@
+"""The simulator before doors that throttle, fail, refuse and hang up (SIM-07, SIM-08)."""
+
+import asyncio
+import contextlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request, Response
+
+from services.plumbing.clock import Clock, drive
+from services.simulator import cast, flow, papers
+from services.simulator.clinic import Emr, record_consents, upload_panel
+from services.simulator.door import Door
+from services.simulator.feed import Kind, Message, feed
+from services.simulator.hospital import Engine
+from services.simulator.profiles import SimulateError, profile
+from tests.web.serving import served
+
+Answer = Callable[["Seen"], Response | None]
+OUTCOME = {"resourceType": "OperationOutcome", "issue": [{"severity": "information"}]}
+WARNING = {"resourceType": "OperationOutcome", "issue": [{"severity": "warning"}]}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request as it arrived."""
+
+    method: str
+    path: str
+    token: str
+    body: bytes
+    headers: dict[str, str]
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Neighbour:
+    """A server of somebody else: notes what comes, and answers as `faults` say, else 200."""
+
+    seen: list[Seen] = field(default_factory=list)
+    faults: list[Answer] = field(default_factory=list)
+    """Each is asked in turn; the first that gives an answer is used up."""
+    notice: Callable[[], None] = lambda: None
+    """Called when something has come."""
+    most_at_once: int = 0
+    at_once: int = 0
+    times: list[float] = field(default_factory=list)
+
+    def app(self) -> FastAPI:
+        app = FastAPI()
+
+        @app.api_route("/{path:path}", methods=["GET", "PUT", "POST", "PATCH"])
+        async def anything(request: Request, path: str) -> Response:
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            try:
+                return self._answer(await self._note(request, path))
+            finally:
+                self.at_once -= 1
+
+        return app
+
+    async def _note(self, request: Request, path: str) -> Seen:
+        query = f"?{request.url.query}" if request.url.query else ""
+        token = request.headers["authorization"].removeprefix("Bearer ")
+        one = Seen(
+            request.method, f"{path}{query}", token, await request.body(), dict(request.headers)
+        )
+        self.seen.append(one)
+        self.times.append(asyncio.get_running_loop().time())
+        self.notice()
+        await asyncio.sleep(0.002)
+        return one
+
+    def _answer(self, one: Seen) -> Response:
+        for fault in self.faults:
+            answer = fault(one)
+            if answer is not None:
+                self.faults.remove(fault)
+                return answer
+        if one.method == "POST" and one.body.startswith(b'{"resourceType":"Bundle","type":"batch"'):
+            entries = [{"response": {"status": "200 OK"}} for _ in one.json["entry"]]
+            return reply(200, {"resourceType": "Bundle", "entry": entries})
+        return reply(200, OUTCOME)
+
+
+def reply(status: int, body: Any = OUTCOME, **headers: str) -> Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Response(json.dumps(body), status, named, "application/fhir+json")
+
+
+def once(status: int, body: Any = OUTCOME, **headers: str) -> Answer:
+    return lambda _: reply(status, body, **headers)
+
+
+class Tokens:
+    """An authority as far as a client sees it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def __call__(self, client: str) -> str:
+        self.asked.append(client)
+        return f"{client}-{len(self.asked)}"
+
+
+@contextlib.asynccontextmanager
+async def door_to(neighbour: Neighbour, client: str = "hospital-a") -> AsyncIterator[Door]:
+    async with served(neighbour.app()) as url, httpx.AsyncClient(timeout=0.5) as http:
+        yield Door(url, client, Tokens(), http)
+
+
+@pytest.fixture(scope="module")
+def messages() -> list[Message]:
+    return feed(profile("demo", people=150, clean=True), 365)
+
+
+def at(messages: Sequence[Message], site: int) -> list[Message]:
+    return [message for message in messages if message.site == site]
+
+
+async def test_the_first_hospital_sends_notifications_and_the_second_puts(
+    messages: list[Message],
+) -> None:
+    neighbour = Neighbour()
+    async with door_to(neighbour) as door:
+        await Engine("hospital-a", False, door).deliver(at(messages, 0)[:12])
+        seen = len(neighbour.seen)
+        await Engine("hospital-b", True, door).deliver(at(messages, 1)[:12])
+    first, second = neighbour.seen[:seen], neighbour.seen[seen:]
+    notified = [one for one in first if one.path == "$process-message"]
+    assert notified
+    assert all(one.path.startswith("Patient/TEST-") for one in first if one not in notified)
+    assert {one.method for one in second} == {"PUT"}
+    assert all(one.path.startswith(("Patient/TEST-", "Encounter/TEST-")) for one in second)
+    assert door.tally.sent == door.tally.accepted == 24
+
+
+async def test_after_429_nothing_is_sent_until_the_time_told(messages: list[Message]) -> None:
+    neighbour = Neighbour(faults=[once(429, Retry_After="1")])
+    async with door_to(neighbour) as door:
+        await Engine("hospital-a", False, door).deliver(at(messages, 0)[:40])
+    began, first = neighbour.times[0], neighbour.seen[0]
+    in_flight = [time for time in neighbour.times[1:] if time - began < 0.5]
+    assert len(in_flight) < 8
+    assert all(time - began >= 0.95 or time - began < 0.5 for time in neighbour.times[1:])
+    assert sum(one.body == first.body for one in neighbour.seen) == 2
+    assert door.tally.retried == 1
+    assert door.tally.accepted == 40
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+async def test_a_server_error_is_tried_again_with_the_same_ids(
+    messages: list[Message], status: int
+) -> None:
+    neighbour = Neighbour(faults=[once(status), once(status)])
+    async with door_to(neighbour) as door:
+        await Engine("hospital-a", False, door).deliver(at(messages, 0)[:1])
+    assert len(neighbour.seen) == 3
+    assert len({one.body for one in neighbour.seen}) == 1
+    assert (door.tally.sent, door.tally.accepted, door.tally.retried) == (1, 1, 2)
+
+
+async def test_a_time_out_is_tried_again_with_the_same_ids(messages: list[Message]) -> None:
+    slow = asyncio.Event()
+    app = FastAPI()
+    bodies: list[bytes] = []
+
+    @app.put("/{path:path}")
+    async def hang(request: Request, path: str) -> Response:
+        bodies.append(await request.body())
+        if len(bodies) == 1:
+            await slow.wait()
+        return reply(200)
+
+    async with served(app) as url, httpx.AsyncClient(timeout=0.2) as http:
+        door = Door(url, "hospital-a", Tokens(), http)
+        await Engine("hospital-a", False, door).deliver(at(messages, 0)[:1])
+        slow.set()
+    assert len(bodies) == 2
+    assert bodies[0] == bodies[1]
+    assert door.tally.retried == 1
+
+
+async def test_a_door_that_is_not_open_yet_is_waited_for(messages: list[Message]) -> None:
+    neighbour = Neighbour()
+    async with httpx.AsyncClient(timeout=0.5) as http:
+        async with served(neighbour.app()) as url:
+            port = int(url.rpartition(":")[2])
+        door = Door(url, "hospital-a", Tokens(), http)
+        sending = asyncio.create_task(
+            Engine("hospital-a", False, door).deliver(at(messages, 0)[:1])
+        )
+        await asyncio.sleep(0.05)
+        async with served(neighbour.app(), port):
+            await sending
+    assert door.tally.accepted == 1
+    assert door.tally.retried >= 1
+
+
+async def test_another_4xx_is_counted_and_not_tried_again(messages: list[Message]) -> None:
+    neighbour = Neighbour(faults=[once(400), once(422), once(409), once(404)])
+    async with door_to(neighbour) as door:
+        await Engine("hospital-a", False, door).deliver(at(messages, 0)[:10])
+    assert len(neighbour.seen) == 10
+    assert (door.tally.sent, door.tally.accepted, door.tally.refused) == (10, 6, 4)
+
+
+async def test_what_is_held_is_counted_apart(messages: list[Message]) -> None:
+    tagged = {"resourceType": "Patient", "meta": {"tag": [{"code": "held"}]}}
+    neighbour = Neighbour(faults=[once(200, WARNING), once(201, tagged)])
+    async with door_to(neighbour) as door:
+        await Engine("hospital-b", True, door).deliver(at(messages, 1)[:10])
+    assert (door.tally.accepted, door.tally.held) == (8, 2)
+
+
+async def test_a_refused_token_is_renewed_once(messages: list[Message]) -> None:
+    neighbour = Neighbour(faults=[once(401)])
+    async with door_to(neighbour) as door:
+        await Engine("hospital-a", False, door).deliver(at(messages, 0)[:1])
+    assert [one.token for one in neighbour.seen] == ["hospital-a-1", "hospital-a-2"]
+    assert door.tally.accepted == 1
+
+
+async def test_a_token_refused_again_is_counted_as_refused(messages: list[Message]) -> None:
+    neighbour = Neighbour(faults=[once(401), once(401)])
+    async with door_to(neighbour) as door:
+        await Engine("hospital-a", False, door).deliver(at(messages, 0)[:1])
+    assert door.tally.refused == 1
+
+
+async def test_order_is_kept_per_patient_also_through_faults(messages: list[Message]) -> None:
+    sent = at(messages, 1)[:200]
+    faults = [once(503) for _ in range(9)]
+    neighbour = Neighbour(faults=[*faults, once(429, Retry_After="0")])
+    async with door_to(neighbour) as door:
+        await Engine("hospital-b", True, door).deliver(sent)
+    arrived: dict[str, list[str]] = defaultdict(list)
+    for one in neighbour.seen:
+        who = one.path.partition("/")[2].replace("TEST-V", "TEST-")[:13]
+        if not arrived[who] or arrived[who][-1] != one.json["meta"]["lastUpdated"]:
+            arrived[who].append(one.json["meta"]["lastUpdated"])
+    for times in arrived.values():
+        assert times == sorted(times, key=datetime.fromisoformat)
+    assert 2 <= neighbour.most_at_once <= 8
+    assert door.tally.accepted == 200
+
+
+async def test_history_goes_in_bundles_and_is_counted_entry_by_entry(
+    messages: list[Message],
+) -> None:
+    def some_refused(one: Seen) -> Response:
+        entries: list[dict[str, Any]] = [
+            {"response": {"status": "201 Created"}} for _ in one.json["entry"]
+        ]
+        entries[0] = {"response": {"status": "422 Unprocessable", "outcome": OUTCOME}}
+        entries[1] = {"response": {"status": "200 OK", "outcome": WARNING}}
+        return reply(200, {"resourceType": "Bundle", "entry": entries})
+
+    neighbour = Neighbour(faults=[some_refused])
+    heard: list[int] = []
+    sent = at(messages, 1)
+    async with door_to(neighbour) as door:
+        await Engine("hospital-b", True, door).backfill(sent, heard.append)
+    assert sum(heard) == len(sent) == door.tally.sent
+    assert (door.tally.refused, door.tally.held) == (1, 1)
+    assert max(len(one.json["entry"]) for one in neighbour.seen) == min(100, max(heard))
+
+
+async def test_a_bundle_refused_as_a_whole_is_counted_for_each_entry(
+    messages: list[Message],
+) -> None:
+    neighbour = Neighbour(faults=[once(413)])
+    async with door_to(neighbour) as door:
+        await Engine("hospital-b", True, door).backfill(at(messages, 1), lambda _: None)
+    assert door.tally.refused == len(neighbour.seen[0].json["entry"])
+
+
+async def test_panels_and_consents_reach_the_clinics_door() -> None:
+    region = profile("demo", people=100)
+    neighbour = Neighbour()
+    (panel, *_), consents = papers.panels(region), list(papers.consents(region))
+    async with door_to(neighbour, "clinic-a-emr") as door:
+        await upload_panel(door, panel)
+        await record_consents(door, consents)
+    first = neighbour.seen[0]
+    assert (first.method, first.path) == ("POST", "panel?mode=delta&dry_run=false")
+    assert first.headers["content-type"] == "text/csv; charset=utf-8"
+    assert first.body.decode().splitlines()[0] == ",".join(papers.COLUMNS)
+    assert len(first.body.decode().splitlines()) == panel.rows + 1
+    assert [one.path for one in neighbour.seen[1:]] == [
+        f"fhir/Consent/{consent['id']}" for _, consent in consents
+    ]
+
+
+async def test_the_emr_sees_each_version_of_a_card_once_and_takes_it_on() -> None:
+    """CA-15: equal times may come again; id and version are the client's key."""
+    task = {
+        "resourceType": "Task",
+        "id": "c1",
+        "status": "requested",
+        "meta": {"versionId": "1", "lastUpdated": "2026-03-02T19:05:10.998Z"},
+    }
+    page = {"resourceType": "Bundle", "entry": [{"resource": task}]}
+    neighbour = Neighbour(faults=[once(200, page), once(200, page), once(200, {})])
+    async with door_to(neighbour, "clinic-c-emr") as door:
+        emr = Emr(door)
+        (card,) = await emr.look()
+        assert await emr.look() == []
+        assert await emr.take_on(card)
+    first, second, patch = neighbour.seen
+    assert "_lastUpdated=" not in first.path
+    assert "_lastUpdated=ge2026-03-02T19%3A05%3A10.998Z" in second.path
+    assert patch.method == "PATCH"
+    assert patch.path == "fhir/Task/c1"
+    assert patch.headers["if-match"] == 'W/"1"'
+    assert patch.headers["content-type"] == "application/merge-patch+json"
+    assert patch.json == {"status": "accepted"}
+
+
+async def test_the_emr_follows_the_pages_of_a_search() -> None:
+    def page(number: int, following: str | None) -> dict[str, Any]:
+        meta = {"versionId": "1", "lastUpdated": f"2026-03-02T19:0{number}:00Z"}
+        task = {"resourceType": "Task", "id": f"c{number}", "status": "requested", "meta": meta}
+        link = [{"relation": "next", "url": following}] if following else []
+        return {"resourceType": "Bundle", "link": link, "entry": [{"resource": task}]}
+
+    pages = [page(1, "https://notify.example.ca/fhir/Task?page=x%2By"), page(2, None)]
+    neighbour = Neighbour(faults=[once(200, pages[0]), once(200, pages[1])])
+    async with door_to(neighbour, "clinic-c-emr") as door:
+        assert [card.id for card in await Emr(door).look()] == ["c1", "c2"]
+    assert neighbour.seen[1].path == "fhir/Task?page=x%2By"
+
+
+# The whole play, before a door that takes everything
+
+
+@dataclass
+class Stage:
+    """A data folder, a door, and what the terminal would show."""
+
+    folder: Path
+    neighbour: Neighbour
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def clock(self) -> Path:
+        return self.folder / "clock.json"
+
+    async def play_until(self, enough: Callable[[], bool], seed: int = 2018) -> None:
+        """Plays until something comes or is said after which it is `enough`."""
+        stop = asyncio.Event()
+
+        def look() -> None:
+            if enough():
+                stop.set()
+
+        def hear(text: str, _done: int, _total: int) -> None:
+            self.said.append(text)
+            look()
+
+        self.neighbour.notice = look
+        flow.prepare(self.clock)
+        async with served(self.neighbour.app()) as url:
+            urls = {"ingest": f"{url}/ingest/fhir", "notify": f"{url}/notify"}
+            await flow.play(seed, urls, Tokens(), self.clock, hear, stop)
+
+    def says(self, beginning: str) -> Callable[[], bool]:
+        return lambda: bool(self.said) and self.said[-1].startswith(beginning)
+
+    def encounters(self) -> list[Any]:
+        """All encounters that reached the door live: notified or put."""
+        found = []
+        for one in self.neighbour.seen:
+            if one.path.endswith("$process-message"):
+                found.append(one.json["entry"][1]["resource"])
+            elif one.method == "PUT" and "/Encounter" in one.path:
+                found.append(one.json)
+        return found
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """Weeks and steps shortened by numbers only: the story is the real one."""
+    monkeypatch.setattr(flow, "SHORTEST_STEP", 0.0)
+    return Stage(tmp_path, Neighbour())
+
+
+def live() -> datetime:
+    return cast.live(profile("demo"))
+
+
+async def test_before_anything_starts_the_clock_stands_where_the_region_goes_live(
+    tmp_path: Path,
+) -> None:
+    """SIM-07"""
+    file = tmp_path / "clock.json"
+    flow.prepare(file)
+    assert Clock(file).now() == live() - flow.WEEKS
+    assert json.loads(file.read_bytes())["speed"] == 0
+
+
+async def test_the_demo_sends_its_year_and_lives_on_until_stopped(stage: Stage) -> None:
+    """SIM-07: fast time, in which nothing is sent before it happened."""
+    fourth = b"TEST-V90000001-04"
+    await stage.play_until(lambda: any(fourth in one.body for one in stage.neighbour.seen[-8:]))
+    panels = [one for one in stage.neighbour.seen if "panel?" in one.path]
+    assert {one.token.rpartition("-")[0] for one in panels} == {
+        "clinic-a-emr",
+        "clinic-b-emr",
+        "clinic-c-emr",
+    }
+    batches = [one for one in stage.neighbour.seen if b'"type":"batch"' in one.body[:60]]
+    assert sum(len(one.json["entry"]) for one in batches) > 4_000
+    visits = {each["identifier"][0]["value"] for each in stage.encounters()}
+    assert fourth.decode() in visits
+    assert stage.said[0].startswith("Uploading")
+    assert any(text.startswith("Live") for text in stage.said)
+    assert stage.said[-1].startswith("Stopped: sent")
+    stopped = Clock(stage.clock).now()
+    assert live() + timedelta(hours=6) <= stopped < live() + timedelta(days=30)
+    assert json.loads(stage.clock.read_bytes())["speed"] == 0
+
+
+async def test_a_second_start_goes_on_where_the_first_stopped(stage: Stage) -> None:
+    """SIM-08: it resumes after the last message that was answered."""
+    await stage.play_until(stage.says("Living"))
+    first, reached = stage.encounters(), Clock(stage.clock).now()
+    before = len(stage.neighbour.seen)
+    assert not any(text.startswith("Live,") for text in stage.said)
+    await stage.play_until(stage.says("Live,"))
+    second = stage.neighbour.seen[before:]
+    assert not any("panel?" in one.path or b'"type":"batch"' in one.body[:60] for one in second)
+    latest = max(each["meta"]["lastUpdated"] for each in first) if first else ""
+    again = [e for e in stage.encounters()[len(first) :] if e["meta"]["lastUpdated"] < latest]
+    assert len(again) < 40
+    assert Clock(stage.clock).now() > reached
+
+
+async def test_a_clock_left_running_by_a_crash_goes_on_from_the_bookmark(stage: Stage) -> None:
+    """However long the machine was off, the region has not lived meanwhile."""
+    await stage.play_until(stage.says("Live,"))
+    stopped = Clock(stage.clock).now()
+    drive(stage.clock, stopped, flow.SPEED * 1e6)
+    await asyncio.sleep(0.02)
+    assert Clock(stage.clock).now() > stopped + timedelta(days=300)
+    flow.prepare(stage.clock)
+    assert abs(Clock(stage.clock).now() - stopped) < timedelta(hours=3)
+
+
+async def test_data_of_another_seed_is_refused_by_name(stage: Stage) -> None:
+    await stage.play_until(stage.says("Sending"))
+    with pytest.raises(SimulateError, match="seed 7: this data belongs to seed 2018"):
+        await stage.play_until(lambda: False, seed=7)
+
+
+async def test_what_the_region_says_of_a_patient_is_never_ahead_of_its_clock(
+    stage: Stage,
+) -> None:
+    """HA-76: no message comes before its business instant."""
+    ahead: list[str] = []
+    clock = Clock(stage.clock)
+
+    def watch(one: Seen) -> None:
+        if one.path.endswith("$process-message"):
+            told = datetime.fromisoformat(one.json["timestamp"])
+            if told > clock.now() + timedelta(seconds=1):
+                ahead.append(one.path)
+
+    stage.neighbour.faults.append(watch)
+    await stage.play_until(stage.says("Live,"))
+    assert ahead == []
+    kinds = Counter(
+        one.json["entry"][0]["resource"]["eventCoding"]["code"]
+        for one in stage.neighbour.seen
+        if one.path.endswith("$process-message")
+    )
+    assert set(kinds) == {"notification-admit", "notification-transfer", "notification-discharge"}
+
+
+def test_history_is_older_than_an_alert_may_be(messages: list[Message]) -> None:
+    """CR-31: what goes as history entered more than 72 h before it is recorded, or is few."""
+    region = profile("demo")
+    went_live = live() - flow.WEEKS
+    fresh = [
+        each
+        for each in feed(region, region.days)
+        if went_live - timedelta(hours=72) <= each.sent < went_live and each.kind is Kind.ADMIT
+    ]
+    assert len(fresh) < 40
+    assert messages
+    assert went_live.tzinfo is UTC
