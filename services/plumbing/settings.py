@@ -17,12 +17,19 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 from pydantic_settings import SettingsError as PydanticSettingsError
 
 Service = Literal["ingest", "screening", "notify"]
 SERVICES: tuple[Service, ...] = ("ingest", "screening", "notify")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+SECRETS = Path("/run/secrets")
+"""Where containers are given secrets as files; a variable of the same name has precedence."""
 SHORTEST_KEY = 32
 """Bytes; a shorter key is refused at start (CS-95)."""
 
@@ -132,6 +139,19 @@ class Settings(BaseSettings):
     otlp_endpoint: str | None = None
     """Where traces go (OTLP over http); unset: nowhere."""
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Variables first, then the files in SECRETS, if there are any."""
+        files = [SecretsSettingsSource(settings_cls, SECRETS)] if SECRETS.is_dir() else []
+        return (init_settings, env_settings, *files)
+
     @model_validator(mode="after")
     def _loopback_only(self) -> Self:
         if (self.local or self.clock) and self.host not in LOOPBACK:
@@ -174,7 +194,10 @@ S = TypeVar("S", bound=Settings)
 
 
 def read(kind: type[S]) -> S:
-    """The settings of this process. SettingsError names each variable that is wrong, no value."""
+    """The settings of this process: its variables, or files of the same names in SECRETS.
+
+    SettingsError names each variable that is wrong, no value.
+    """
     try:
         return kind()
     except (ValidationError, PydanticSettingsError) as error:
