@@ -145,8 +145,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - called by name
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - called by name
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Variables first, then the files in SECRETS, if there are any."""
         files = [SecretsSettingsSource(settings_cls, SECRETS)] if SECRETS.is_dir() else []
