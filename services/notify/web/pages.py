@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Generic, Protocol, TypeVar
+from typing import Annotated, Generic, Literal, Protocol, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -121,6 +121,10 @@ class Pages:
 
     def install(self, app: FastAPI) -> None:
         """Add the pages to `app`, where `signin.install` has already been."""
+        app.include_router(self.router())
+
+    def router(self) -> APIRouter:
+        """Every page by its path."""
         router = APIRouter(include_in_schema=False)
         for path, method, page in (
             ("/", "GET", self.home),
@@ -134,7 +138,7 @@ class Pages:
             ("/static/{name}", "GET", self.static),
         ):
             router.add_api_route(path, page, methods=[method], response_model=None)
-        app.include_router(router)
+        return router
 
     # N1, N2
 
@@ -448,7 +452,12 @@ class Pages:
         site = region.site(person.site) if person.site else None
         place = home or site
         first = next(one for one in Role if one.value in session.caller.roles)
-        return Reader(person.name, first, place.name[language.value] if place else "")
+        return Reader(person.name, first, in_language(place.name, language) if place else "")
+
+
+def in_language(names: Mapping[Literal["fr", "en"], str], language: Language) -> str:
+    """A name of the region file, in the other language if it has none in this one."""
+    return names.get(language.value) or next(iter(names.values()), "")
 
 
 E_ = TypeVar("E_", Filter, Order)
