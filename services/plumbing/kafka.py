@@ -215,8 +215,9 @@ class _Stuck(Exception):  # noqa: N818 - a state, shown to the operator
 
 
 _ROWS = (
-    "select xid::text as xid, position, id, type, subject, time, traceparent, data from outbox"
-    " where xid < pg_snapshot_xmin(pg_current_snapshot()) order by xid, position limit $1"
+    "select o.xid::text as xid, o.position, o.id, o.type, o.subject, o.time, o.traceparent, o.data"
+    " from outbox o where o.xid < pg_snapshot_xmin(pg_current_snapshot())"
+    " order by o.xid, o.position limit $1"  # `xid` alone would be the text
 )
 _TRIM = (
     "with carried as (delete from outbox where (xid, position) <= ($1::text::xid8, $2))"

@@ -222,6 +222,14 @@ class Log:
             *(uuid4(), Stated.type, patient, data),
         )
 
+    async def state_as(self, transaction: int, event: Stated) -> None:
+        """As if `event` had been stated by a certain older transaction."""
+        await self.owner.execute(
+            "insert into ingest.outbox (xid, id, type, subject, time, data)"
+            " values ($1::text::xid8, $2, $3, $4, now(), $5)",
+            *(str(transaction), uuid4(), event.type, event.subject, event.model_dump_json()),
+        )
+
     async def state_again(self, *events: Stated) -> None:
         """The same events, by the same ids, twice on the log."""
         for event in events:

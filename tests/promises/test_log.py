@@ -225,6 +225,14 @@ class LogPromises:
         for number, patient in enumerate(patients):
             assert await log.heard_of(patient) == list(range(number, 140, 7))
 
+    async def test_transactions_are_ordered_as_numbers_not_as_text(self, log: Log) -> None:
+        for transaction in (98, 99, 100, 101):
+            await log.state_as(transaction, stated(transaction))
+        async with log.at_work(Hearer()) as reading:
+            await reading.took(4)
+            await reading.observed.looked()
+        assert await log.heard() == [98, 99, 100, 101]
+
     async def test_a_type_that_is_not_read_is_passed_over(self, log: Log) -> None:
         async with log.at_work(Hearer()) as reading:
             await log.state(Unheard(patient=uuid4()), stated(1), Unheard(patient=uuid4()))
