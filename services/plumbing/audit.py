@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import Any, Self
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import orjson
 import structlog
@@ -91,6 +91,8 @@ class AuditRecord:
     """v3-ActReason."""
     policy: str | None = None
     request_id: str | None = None
+    once: UUID | None = None
+    """A second record with the same is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,10 @@ class Trail:
         """One resource, card or page shown to the caller (E-1); `interaction` may be `vread`."""
         shape = Shape.READ if patient is None else Shape.PATIENT_READ
         return self._record(shape, interaction, patient=patient, entities=(entity,), purpose="COC")
+
+    def refreshed(self, entity: str, patient: UUID, session: UUID) -> AuditRecord:
+        """`entity` with its version, shown again by a page's own refresh: kept once a session."""
+        return replace(self.read(entity, patient), once=uuid5(session, f"{patient}/{entity}"))
 
     def searched(self, query: str, patients: Sequence[UUID]) -> list[AuditRecord]:
         """One per patient returned, each once; one without patient if there was none (E-2).
@@ -253,12 +259,13 @@ _COLUMNS = (
     "recorded timestamptz, shape text, interaction text, outcome smallint, reasons text[],"
     " tenant text, agent text, agent_kind text, roles text[], token_id text, network text,"
     " recipient text, reader text, patient uuid, entities text[], query text, purpose text,"
-    " policy text, request_id text"
+    " policy text, request_id text, once uuid"
 )
 _NAMES = ", ".join(column.split()[0] for column in _COLUMNS.split(", "))
 _ADD = text(
     f"insert into audit ({_NAMES}) select {_NAMES}"  # noqa: S608 - both are constants above
     f" from jsonb_to_recordset(cast(:records as jsonb)) as added ({_COLUMNS})"
+    " on conflict do nothing"
 )
 
 

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal, NoReturn
 from urllib.parse import quote, urlencode, urlsplit
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import httpx
@@ -150,6 +151,8 @@ class Session:
 
     caller: Caller
     person: Person
+    key: UUID
+    """Names the session, and opens nothing."""
     csrf: str = field(repr=False)
     """For the hidden field `csrf` of each form and the header `X-CSRF-Token` of htmx."""
     idle_until: datetime
@@ -423,6 +426,7 @@ class SignIn:
         return Session(
             caller=self._caller(person, asserted),
             person=person,
+            key=UUID(bytes=_digest(secret)[:16]),
             csrf=csrf_token(secret),
             idle_until=min(seen + self._idle, ends),
             ends=ends,

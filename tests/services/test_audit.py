@@ -144,6 +144,18 @@ async def test_any_number_of_records_is_one_statement(notify: Database) -> None:
         assert len(await kept(notify, patient)) == 1
 
 
+async def test_a_page_s_own_refresh_is_kept_once_a_session_and_version(notify: Database) -> None:
+    """E-2"""
+    patient, session, another = uuid4(), uuid4(), uuid4()
+    for seen, version in ((session, 1), (session, 1), (session, 2), (another, 1), (session, 1)):
+        async with notify.request("clinic-a") as tx:
+            await record(tx, [nurse().refreshed(f"Task/TEST/_history/{version}", patient, seen)])
+    assert len(await kept(notify, patient)) == 3
+    async with notify.request("clinic-a") as tx:
+        await record(tx, [nurse().read("Task/TEST/_history/1", patient)] * 2)
+    assert len(await kept(notify, patient)) == 5  # a person's own looks are each kept
+
+
 # Append-only, and each tenant for itself (CS-112, CS-91)
 
 
@@ -202,6 +214,8 @@ async def test_a_request_records_only_for_its_own_tenant(notify: Database) -> No
     with pytest.raises(Rejection):
         async with notify.request("clinic-a") as tx:
             await record(tx, [trail(tenant=None).read(TASK, PATIENT)])
+    async with notify.request("", "privacy") as tx:  # who belongs to no clinic and no site
+        await record(tx, [trail(tenant=None).read(TASK, PATIENT)])
 
 
 async def seen_by(db: Database, tenant: str, role: str, patient: UUID) -> set[str]:

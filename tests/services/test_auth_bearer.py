@@ -292,7 +292,7 @@ async def test_a_client_s_own_assertion_is_no_token(door: Door) -> None:
 @pytest.mark.parametrize("alg", ["RS256", "PS384", "RS512"])
 async def test_algorithms_that_are_not_named_are_401(door: Door, alg: str) -> None:
     """The issuer publishes the key; what is wrong is the algorithm alone."""
-    door.stage.hosts[ISSUER] = issuer(door.stage, rsa_key("issuer"))
+    door.stage.hosts[ISSUER] = issuer(rsa_key("issuer"))
     token = door.token(key=rsa_key("issuer"), alg=alg)
     assert (await door.get("/fhir/Task", token)).status_code == 401
     good = door.token(key=rsa_key("issuer"), alg="RS384")
@@ -339,21 +339,20 @@ async def test_a_role_endpoint_is_for_that_role(door: Door) -> None:
 # SM-31: what the authority publishes
 
 
-def issuer(stage: Stage, *keys: Any, cache_control: str | None = "max-age=60") -> FastAPI:
+def issuer(*keys: Any, cache_control: str = "max-age=60", named: str = ISSUER) -> FastAPI:
     """An issuer that publishes exactly these keys."""
     from fastapi.responses import JSONResponse
 
     app = FastAPI()
-    headers = {} if cache_control is None else {"Cache-Control": cache_control}
 
     @app.get("/.well-known/openid-configuration")
     async def configuration() -> JSONResponse:
-        said = {"issuer": ISSUER, "jwks_uri": f"{ISSUER}/jwks"}
+        said = {"issuer": named, "jwks_uri": f"{ISSUER}/jwks"}
         return JSONResponse(said, headers={"Cache-Control": "max-age=3600"})
 
     @app.get("/jwks")
     async def published() -> JSONResponse:
-        return JSONResponse(jwks(*keys), headers=headers)
+        return JSONResponse(jwks(*keys), headers={"Cache-Control": cache_control})
 
     return app
 
@@ -375,7 +374,7 @@ async def test_keys_are_asked_for_again_when_their_time_is_over(door: Door) -> N
 
 
 async def test_keys_that_may_not_be_kept_are_not(door: Door) -> None:
-    door.stage.hosts[ISSUER] = issuer(door.stage, ec_key("authority"), cache_control="no-store")
+    door.stage.hosts[ISSUER] = issuer(ec_key("authority"), cache_control="no-store")
     for _ in range(3):
         assert (await door.get("/fhir/Task", door.token())).status_code == 200
     assert times_asked(door) == 3
@@ -383,7 +382,7 @@ async def test_keys_that_may_not_be_kept_are_not(door: Door) -> None:
 
 async def test_a_withdrawn_key_is_refused_once_its_time_is_over(door: Door) -> None:
     assert (await door.get("/fhir/Task", door.token())).status_code == 200
-    door.stage.hosts[ISSUER] = issuer(door.stage, ec_key("next"))
+    door.stage.hosts[ISSUER] = issuer(ec_key("next"))
     door.stage.clock.passes(seconds=61)
     assert (await door.get("/fhir/Task", door.token())).status_code == 401
     next_ = door.token(key=ec_key("next"))
@@ -392,7 +391,7 @@ async def test_a_withdrawn_key_is_refused_once_its_time_is_over(door: Door) -> N
 
 async def test_a_new_key_is_asked_for_at_once_but_not_at_every_unknown_name(door: Door) -> None:
     await door.get("/fhir/Task", door.token())
-    door.stage.hosts[ISSUER] = issuer(door.stage, ec_key("authority"), ec_key("next"))
+    door.stage.hosts[ISSUER] = issuer(ec_key("authority"), ec_key("next"))
     door.stage.clock.passes(seconds=6)
     assert (await door.get("/fhir/Task", door.token(key=ec_key("next")))).status_code == 200
     assert times_asked(door) == 2
@@ -413,14 +412,12 @@ async def test_while_the_authority_is_away_the_answer_is_503(door: Door) -> None
 
 
 async def test_discovery_of_another_issuer_is_not_believed(door: Door) -> None:
-    app = FastAPI()
-
-    @app.get("/.well-known/openid-configuration")
-    async def configuration() -> dict[str, str]:
-        return {"issuer": "https://other.example.org", "jwks_uri": f"{ISSUER}/jwks"}
-
-    door.stage.hosts[ISSUER] = app
+    key = ec_key("authority")
+    door.stage.hosts[ISSUER] = issuer(key, named="https://other.example.org")
     assert (await door.get("/fhir/Task", door.token())).status_code == 503
+    door.stage.clock.passes(hours=1)
+    door.stage.hosts[ISSUER] = issuer(key)
+    assert (await door.get("/fhir/Task", door.token())).status_code == 200
 
 
 async def test_smart_configuration_names_the_token_endpoint(door: Door) -> None:

@@ -27,6 +27,8 @@ create table audit (
   purpose text,
   policy text,
   request_id text,
+  -- Names what is recorded once only, as a page's own refreshes of one card version (E-2).
+  once uuid unique,
   check (shape not like 'Patient%' and shape <> 'PrivacyDisclosure.Source' or patient is not null),
   check (shape <> 'Refused' or patient is null),
   check (shape <> 'AuthZ-Consent' or cardinality(entities) > 0)
@@ -37,7 +39,7 @@ create index audit_agent on audit (agent, recorded);
 alter table audit enable row level security;
 alter table audit force row level security;
 create policy request_adds on audit for insert to passerelle_{service}_request
-  with check (tenant = current_setting('passerelle.tenant', true));
+  with check (coalesce(tenant, '') = current_setting('passerelle.tenant', true));
 -- A decision is the privacy officer's alone: a refusal must look as if nothing had happened (CS-42).
 create policy request_reads on audit for select to passerelle_{service}_request using (
   current_setting('passerelle.role', true) = 'privacy'
