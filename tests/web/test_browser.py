@@ -179,7 +179,7 @@ async def test_a_refresh_that_fails_is_said_and_the_list_keeps_its_date(
     await page.clock.fast_forward(MINUTE)
     await expect(page.locator("#said")).to_be_visible()
     await expect(page.locator("#said")).to_have_text(
-        "La liste n'a pas pu être actualisée. Elle date de 24 novembre 2026, 14 h 32."
+        "La liste n'a pas pu être actualisée. Elle date du 24 novembre 2026, 14 h 32."
     )
     await expect(page.locator(f"#card-{builders.key(1)}")).to_be_visible()
 
