@@ -365,11 +365,11 @@ class SignIn:
         settings = self._settings
         who = _claim(claims, settings.oidc_person_claim)
         person = self._region().person(who) if isinstance(who, str) else None
-        if person is not None and settings.oidc_organization_claim is not None:
+        if person is not None and settings.oidc_organization_claim:
             named = _claim(claims, settings.oidc_organization_claim)
             if named is None or named not in (person.clinic, person.site):
                 person = None
-        if settings.oidc_roles_claim is None:
+        if not settings.oidc_roles_claim:
             return person, None
         roles = _claim(claims, settings.oidc_roles_claim)
         listed = [roles] if isinstance(roles, str) else roles if isinstance(roles, list) else []

@@ -489,10 +489,11 @@ async def test_a_role_counts_if_issuer_and_region_file_both_give_it(pages: Pages
     assert (await pages.seen()).json()["roles"] == ["ops"]
 
 
+@pytest.mark.parametrize("nothing", [None, ""])
 async def test_an_issuer_that_asserts_no_roles_leaves_them_to_the_region_file(
-    pages: Pages,
+    pages: Pages, nothing: str | None
 ) -> None:
-    pages.serve(oidc_roles_claim=None)
+    pages.serve(oidc_roles_claim=nothing)
     await returns_with(pages, sub="privacy", roles=None)
     assert (await pages.seen()).json()["roles"] == ["ops", "privacy"]
 
