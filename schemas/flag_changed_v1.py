@@ -160,6 +160,8 @@ class Explanation(Part):
     outside_window: int = 0
     entered_in_error: int = 0
     coverage: Coverage
+    notes: tuple[Note, ...] = ()
+    """Of the person, whatever the counts: `DEATH`, `AGE`, `AGE_UNKNOWN` (CR-28, CR-47)."""
 
 
 class FlagChanged(Event):

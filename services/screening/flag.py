@@ -73,6 +73,8 @@ class Standing:
     """The flag was met within the quiet time before this entry (CT-42)."""
     eligible: bool
     alive: bool
+    age_unknown: bool
+    """An age limit applies and no birth date is known: eligible, and said so (CR-47)."""
     next: Next | None
     stirs: datetime | None
     """Next instant at which the state is other than below, or other than it is."""
@@ -88,6 +90,7 @@ class Life:
     eligible_from: datetime | None
     eligible_until: datetime | None
     death: datetime | None
+    age_unknown: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,7 @@ def life(ledger: Ledger, policy: Policy) -> Life:
         eligible_from=None if born is None or low is None else _birthday(born, low, policy),
         eligible_until=None if born is None or high is None else _birthday(born, high + 1, policy),
         death=min(deaths, default=None),
+        age_unknown=born is None and (low is not None or high is not None),
     )
 
 
@@ -316,6 +320,7 @@ def _seen(
         again=here.again,
         eligible=_is_eligible(limits, now),
         alive=_is_alive(limits, now),
+        age_unknown=limits.age_unknown,
         next=None
         if turn is None
         else Next(turn.at, turn.counts[0], turn.counts[1], turn.state, held=turn.held),

@@ -4,7 +4,7 @@ Nothing here is ever edited: a newer version, or an undone link, supersedes and 
 beside what it superseded, so that any earlier knowledge can be looked at again (CT-02).
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from enum import StrEnum
@@ -144,9 +144,9 @@ class Ledger:
 class History:
     """Every version known of some keys, superseded ones included."""
 
-    facts: Sequence[Fact] = ()
-    persons: Sequence[Person] = ()
-    links: Sequence[Link] = ()
+    facts: list[Fact]
+    persons: list[Person]
+    links: list[Link]
 
     def at(self, known_at: datetime) -> "History":
         """What a fresh system would know that was fed only what was recorded by then (CT-70)."""

@@ -1,0 +1,454 @@
+"""The story of screening: encounters arrive, patients are counted again, flags may change.
+
+Each handler holds the patients a batch can touch, keeps what it brought, and looks at them
+again. Nothing here commits or catches: the transaction is the reader's.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from uuid import UUID
+
+import structlog
+
+from schemas.encounter_recorded_v1 import EncounterRecorded
+from schemas.envelope import Event
+from schemas.flag_changed_v1 import Cause as ToldCause
+from schemas.flag_changed_v1 import FlagChanged
+from schemas.flag_changed_v1 import Notice as ToldNotice
+from schemas.patient_identified_v1 import PatientIdentified
+from schemas.patient_merged_v1 import PatientMerged, PatientUnmerged
+from schemas.site_heard_v1 import SiteHeard
+from services.plumbing import telemetry
+from services.plumbing.db import Database, Tx, is_passing, sqlstate
+from services.plumbing.eventlog import Turn as LogTurn
+from services.plumbing.eventlog import append
+from services.plumbing.sealing import Seals
+from services.screening import episodes, flag, presence, reading, store, telling, why
+from services.screening.episodes import Care
+from services.screening.flag import Announced, Cause, Notice, Standing, State, Touch
+from services.screening.ledger import History, Ledger, Link, Person, gather, survivor
+from services.screening.policy import Policy
+from services.screening.presence import Said, Saying
+from services.screening.store import Family, Kept, Row, Settled
+from services.screening.telling import Announcement, KnownSite
+from services.screening.why import Why
+
+log = structlog.get_logger()
+
+SWEEP = 500
+"""Patients a sweep takes at a time."""
+
+
+@dataclass(frozen=True)
+class Turn(LogTurn):
+    """One batch, with what counting needs to know beside the facts."""
+
+    policy: Policy
+    sites: Sequence[KnownSite]
+    seals: Seals
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What a turn brought of one patient."""
+
+    touch: Touch
+    received: datetime | None = None
+    encounters: frozenset[UUID] = frozenset()
+
+
+async def on_encounters_recorded(batch: Sequence[EncounterRecorded], turn: Turn) -> None:
+    """Keep every version, the newest speaks; then look at the patients again."""
+    family = await hold([e.patient for e in batch], turn, [e.encounter for e in batch])
+    kept = await store.keep(turn.tx, batch, turn.now)
+    await reconsider(family, brought(kept, family), turn)
+
+
+async def on_patients_identified(batch: Sequence[PatientIdentified], turn: Turn) -> None:
+    """Keep birth date and death; what waited for a person to be known is counted now."""
+    family = await hold([e.patient for e in batch], turn)
+    known = await store.identify(turn.tx, [opened(e, turn.seals) for e in batch], turn.now)
+    received = {e.patient: e.recorded for e in batch}
+    news = {survivor(k, family.into): Brought(Touch.PERSON, received[k]) for k in known}
+    await reconsider(family, news, turn)
+
+
+async def on_patients_merged(batch: Sequence[PatientMerged], turn: Turn) -> None:
+    """A link on top of the facts (CT-01): the survivor counts all, the retired key is closed."""
+    links = [Link(e.retired, e.surviving, e.version, True, e.recorded) for e in batch]
+    await relink(links, Touch.MERGED, turn)
+
+
+async def on_patients_unmerged(batch: Sequence[PatientUnmerged], turn: Turn) -> None:
+    """The link is undone; each key counts its own again."""
+    links = [Link(e.retired, e.surviving, e.version, False, e.recorded) for e in batch]
+    await relink(links, Touch.UNMERGED, turn)
+
+
+async def on_sites_heard(batch: Sequence[SiteHeard], turn: Turn) -> None:
+    """For coverage."""
+    await store.hear(turn.tx, [(e.site, e.last_event, e.heard) for e in batch])
+
+
+async def relink(links: Sequence[Link], touch: Touch, turn: Turn) -> None:
+    """Who is one person has changed: both sides are counted again."""
+    keys = {key for link in links for key in (link.surviving, link.retired)}
+    before = await hold(keys, turn)
+    newer = set(await store.link(turn.tx, links, turn.now))
+    family = await hold(before.keys, turn)
+    touched = {
+        key: Brought(touch, link.recorded)
+        for link in links
+        if link.retired in newer
+        for key in (link.surviving, link.retired)
+    }
+    news = {survivor(key, family.into): told for key, told in touched.items()}
+    await reconsider(family, touched | news, turn)
+
+
+async def hold(keys: Collection[UUID], turn: Turn, encounters: Collection[UUID] = ()) -> Family:
+    """Lock who can be touched. What is due by time alone is settled before anything is kept,
+    so that a change has the cause that brought it about (CT-43).
+    """
+    family, due = await store.hold(turn.tx, keys, encounters, turn.now)
+    await reconsider(family, dict.fromkeys(due, Brought(Touch.TIME)), turn)
+    return family
+
+
+async def sweep(turn: Turn) -> int:
+    """Look again at some of those whose time has come (CT-45); how many."""
+    due = await store.due(turn.tx, turn.now, SWEEP)
+    family = await store.family(turn.tx, due)
+    await reconsider(family, dict.fromkeys(due, Brought(Touch.TIME)), turn)
+    return len(due)
+
+
+async def reconsider(family: Family, news: Mapping[UUID, Brought], turn: Turn) -> None:
+    """Settle where patients stand at `turn.now`, and say so where it changed.
+
+    Also called by the sweep (CT-45): a visit leaves the window without an event.
+    """
+    if not news:
+        return
+    keys = [key for key in family.keys if {key, survivor(key, family.into)} & news.keys()]
+    rows = await store.rows(turn.tx, keys)
+    ledgers = gather(
+        list(news),
+        family.into,
+        await store.facts(turn.tx, keys),
+        [row.person for row in rows.values() if row.person],
+    )
+    looks = [look(rows[key], ledger, news[key], turn) for key, ledger in ledgers.items()]
+    entered = [one.row.key for one in looks if one.entered]
+    histories = await store.histories(turn.tx, entered)
+    said = await store.episodes(turn.tx, [key for key in keys if rows[key].ever])
+    heard = await store.heard(turn.tx) if any(one.is_news for one in looks) else {}
+    told = [
+        tell(one, histories.get(one.row.key), said_of(one, said, family), heard, turn)
+        for one in looks
+    ]
+    told += [
+        close(rows[key], survivor(key, family.into), news[key], turn)
+        for key in news
+        if survivor(key, family.into) != key
+    ]
+    await settle(told, rows, turn)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A patient as seen now, beside what was last said."""
+
+    row: Row
+    brought: Brought
+    standing: Standing
+    reasons: Why
+    face: str
+    cares: Sequence[Care]
+
+    @property
+    def is_news(self) -> bool:
+        return flag.is_news(self.row.announced, self.standing, self.face)
+
+    @property
+    def entered(self) -> bool:
+        """Flagged, and not since the instant that was announced."""
+        before = self.row.announced
+        return self.standing.state is State.FLAGGED and (
+            before.state is not State.FLAGGED or before.since != self.standing.since
+        )
+
+    @property
+    def is_watched(self) -> bool:
+        """Is, or ever was, watch or flagged (CT-27)."""
+        return self.row.ever or self.standing.state is not State.BELOW
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is to be written and said of one patient."""
+
+    settled: Settled
+    changed: FlagChanged | None = None
+    sayings: Sequence[Saying] = ()
+
+
+def look(row: Row, ledger: Ledger, news: Brought, turn: Turn) -> Look:
+    standing = flag.stand(ledger, turn.policy, turn.now)
+    watched = row.ever or standing.state is not State.BELOW
+    if not watched:
+        return Look(row, news, standing, NOTHING, "", ())
+    groups = [judged.group for judged in standing.judged]
+    reasons = why.explain(ledger.facts, standing.judged, turn.policy, turn.now)
+    if news.touch is Touch.TIME and row.policy not in (None, turn.policy.sha256):
+        news = replace(news, touch=Touch.POLICY)
+    return Look(
+        row=row,
+        brought=news,
+        standing=standing,
+        reasons=reasons,
+        face=flag.face(standing, reasons, turn.policy),
+        cares=episodes.care(groups, turn.policy),
+    )
+
+
+NOTHING = Why((), 0, 0, None, None)
+
+
+def tell(
+    seen: Look,
+    history: History | None,
+    said: Mapping[UUID, Said],
+    heard: Mapping[str, datetime],
+    turn: Turn,
+) -> Told:
+    """What follows from a look: the row as it is to be, and what notify hears."""
+    row, standing = seen.row, seen.standing
+    notice = row.notice if standing.state is State.FLAGGED else None
+    if history is not None:
+        notice = flag.notice(history, row.key, standing, turn.policy)
+    sayings = (
+        presence.sayings(
+            said,
+            [presence.look(care, turn.now) for care in seen.cares],
+            seen.brought.encounters,
+            turn.policy,
+            turn.now,
+        )
+        if seen.is_watched
+        else []
+    )
+    turns = [standing.stirs, seen.reasons.restless]
+    settled = Settled(
+        key=row.key,
+        announced=row.announced,
+        notice=notice,
+        sites=row.sites,
+        sequence=row.sequence,
+        ever=seen.is_watched,
+        episode_sequence=row.episode_sequence + len(sayings),
+        due_at=min((t for t in turns if t is not None), default=None),
+    )
+    if not seen.is_news:
+        return Told(settled, sayings=sayings)
+    changed = changed_flag(seen, notice, heard, turn)
+    before = row.announced
+    settled = replace(
+        settled,
+        announced=Announced(
+            state=standing.state,
+            face=seen.face,
+            held=standing.held,
+            since=standing.since,
+            entry=before.entry if before.state is State.FLAGGED else changed.sequence,
+            ed_visits=standing.ed_visits,
+            hospital_episodes=standing.hospital_episodes,
+        ),
+        sites=tuple(sorted({site for item in seen.reasons.items for site in item.sites})),
+        sequence=changed.sequence,
+        is_news=True,
+    )
+    return Told(settled, changed, sayings)
+
+
+_AS_IT_HAPPENED = (Cause.EVENT, Cause.BACKFILL, Cause.DECAY, Cause.HOLD_END, Cause.ELIGIBILITY)
+
+
+def changed_flag(
+    seen: Look, notice: Notice | None, heard: Mapping[str, datetime], turn: Turn
+) -> FlagChanged:
+    """The announcement of a change. Only an entry can be more than quiet (CT-42)."""
+    row, standing, news = seen.row, seen.standing, seen.brought
+    cause = flag.cause(news.touch, row.announced, standing)
+    is_entry = seen.entered and row.announced.state is not State.FLAGGED
+    loud = is_entry and notice is Notice.ALERT and cause is not Cause.POLICY
+    crossing = next(
+        (
+            care.key
+            for care in seen.cares
+            if presence.is_open(care, turn.now)
+            and any(group.anchor == standing.since for group in care.groups)
+        ),
+        None,
+    )
+    sequence = row.sequence + 1
+    return FlagChanged(
+        patient=row.key,
+        sequence=sequence,
+        explanation=telling.explanation(
+            Announcement(row.key, sequence, turn.now, turn.now, cause, notice, crossing),
+            standing,
+            seen.reasons,
+            telling.coverage(turn.sites, heard, turn.now - turn.policy.window),
+            turn.policy,
+        ),
+        cause=ToldCause(cause),
+        notice=ToldNotice.ALERT if loud else ToldNotice.QUIET,
+        retracts=flag.retracts(row.announced, standing),
+        received=news.received,
+        counted=turn.now,
+        changed=standing.changed
+        if cause in _AS_IT_HAPPENED and standing.changed
+        else news.received or turn.now,
+    )
+
+
+def close(row: Row, into: UUID, news: Brought, turn: Turn) -> Told:
+    """A retired key: if notify knows a flag of it, one last word; then its survivor speaks."""
+    settled = Settled(
+        key=row.key,
+        announced=row.announced,
+        sequence=row.sequence,
+        merged_into=into,
+        ever=row.ever,
+        episode_sequence=row.episode_sequence,
+    )
+    if row.announced.state is State.BELOW:
+        return Told(settled)
+    standing = flag.stand(Ledger(), turn.policy, turn.now)
+    sequence = row.sequence + 1
+    changed = FlagChanged(
+        patient=row.key,
+        sequence=sequence,
+        explanation=telling.explanation(
+            Announcement(row.key, sequence, turn.now, turn.now, Cause.MERGE),
+            standing,
+            NOTHING,
+            telling.coverage(turn.sites, {}, turn.now - turn.policy.window),
+            turn.policy,
+        ),
+        cause=ToldCause.MERGE,
+        notice=ToldNotice.QUIET,
+        merged_into=into,
+        received=news.received,
+        counted=turn.now,
+        changed=news.received or turn.now,
+    )
+    return Told(replace(settled, announced=Announced(), sequence=sequence, is_news=True), changed)
+
+
+async def settle(told: Sequence[Told], rows: Mapping[UUID, Row], turn: Turn) -> None:
+    """Write it, and say it."""
+    settled = {one.settled.key: one.settled for one in told}
+    await store.put(
+        turn.tx,
+        [one for one in settled.values() if not rows[one.key].is_as(one, turn.policy)],
+        turn.policy,
+        turn.now,
+    )
+    changes = [one.changed for one in told if one.changed]
+    await store.record(turn.tx, changes, settled, turn.now)
+    await store.say(
+        turn.tx,
+        {(one.settled.key, saying.episode): saying.said for one in told for saying in one.sayings},
+    )
+    news: list[Event] = [*changes]
+    for one in told:
+        first = one.settled.episode_sequence - len(one.sayings) + 1
+        news += [
+            telling.episode_changed(one.settled.key, sequence, saying, turn.now)
+            for sequence, saying in enumerate(one.sayings, start=first)
+        ]
+    await append(turn.tx, news, turn.now)
+    for change in changes:
+        telemetry.counter("screening_flags_total", f"{change.explanation.state}").inc()
+
+
+def said_of(
+    seen: Look, said: Mapping[UUID, Mapping[UUID, Said]], family: Family
+) -> dict[UUID, Said]:
+    """What was said of the episodes of this patient, also under keys since retired."""
+    found: dict[UUID, Said] = {}
+    for key, episodes_of in said.items():
+        if key != seen.row.key and survivor(key, family.into) == seen.row.key:
+            found |= episodes_of
+    return found | dict(said.get(seen.row.key, {}))
+
+
+def brought(kept: Sequence[Kept], family: Family) -> dict[UUID, Brought]:
+    """What a batch of encounters brought each patient; nothing, if all of it was known."""
+    found: dict[UUID, list[tuple[Touch, Kept]]] = {}
+    for one in kept:
+        mine = survivor(one.event.patient, family.into)
+        theirs = one.patient_before and survivor(one.patient_before, family.into)
+        touch = Touch.BACKFILL if one.event.backfill else Touch.FACT
+        if one.is_voided:
+            touch = Touch.VOIDED
+        if theirs not in (None, mine):
+            touch = Touch.MOVED
+        for key in {mine, theirs or mine}:
+            found.setdefault(key, []).append((touch, one))
+    weight = [Touch.BACKFILL, Touch.FACT, Touch.MOVED, Touch.VOIDED]
+    return {
+        key: Brought(
+            touch=max((touch for touch, _ in these), key=weight.index),
+            received=max(one.event.recorded for _, one in these),
+            encounters=frozenset(one.event.encounter for _, one in these),
+        )
+        for key, these in found.items()
+    }
+
+
+def opened(event: PatientIdentified, seals: Seals) -> Person:
+    """Birth date and death, unsealed: all that screening may open (CS-94)."""
+    boxes = event.demographics
+    dates = {
+        name: seals.open(event.patient, name, boxes[name].key_id, boxes[name].box)
+        for name in ("birthDate", "deceased")
+        if name in boxes
+    }
+    return Person(
+        key=event.patient,
+        version=event.version,
+        recorded=event.recorded,
+        birth_date=reading.birth_date(dates["birthDate"]) if "birthDate" in dates else None,
+        death=reading.death(dates["deceased"]) if "deceased" in dates else None,
+    )
+
+
+async def sweeping(
+    db: Database,
+    turn: Callable[[Tx], Turn],
+    every: float,
+    stop: asyncio.Event,
+) -> None:
+    """Sweep every `every` real seconds until told to stop; trouble that passes is waited out."""
+    while not stop.is_set():
+        swept = 0
+        try:
+            async with db.work() as tx:
+                now = turn(tx)
+                oldest = await store.oldest_due(tx)
+                late = (now.now - oldest).total_seconds() if oldest else 0.0
+                telemetry.gauge("screening_due_seconds", "screening").set(max(late, 0.0))
+                swept = await sweep(now)
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            log.warning("sweep_waits", error=type(error).__name__, sqlstate=sqlstate(error))
+        if swept < SWEEP:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), every)

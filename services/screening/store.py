@@ -1,0 +1,794 @@
+"""All SQL of screening. Set-based: one statement for a batch, whatever its size."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import ARRAY, Boolean, Date, Integer, Text, Uuid, any_, bindparam, select, text
+
+from schemas.encounter_recorded_v1 import EncounterRecorded
+from schemas.flag_changed_v1 import FlagChanged
+from services.plumbing.db import Tx
+from services.screening import reading
+from services.screening.flag import Announced, Notice, State
+from services.screening.ledger import VOID, Fact, History, Link, Person, Status
+from services.screening.policy import Policy
+from services.screening.presence import Said
+from services.screening.tables import (
+    Instant,
+    change,
+    episode,
+    fact,
+    fact_version,
+    patient,
+    person_version,
+)
+
+_UUIDS, _INTS, _TEXTS = ARRAY(Uuid), ARRAY(Integer), ARRAY(Text)
+_BOOLS, _TIMES, _DATES = ARRAY(Boolean), ARRAY(Instant), ARRAY(Date)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Some keys with all they are linked to, and the links in force among them."""
+
+    keys: frozenset[UUID]
+    into: Mapping[UUID, UUID]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A patient row: the person, and what was last said."""
+
+    key: UUID
+    person: Person | None
+    announced: Announced
+    notice: Notice | None
+    sites: tuple[str, ...]
+    policy: str | None
+    sequence: int
+    merged_into: UUID | None
+    ever: bool
+    episode_sequence: int
+    due_at: datetime | None
+
+    def is_as(self, settled: "Settled", policy: Policy) -> bool:
+        """Whether writing it would change nothing."""
+        return (
+            self.policy == policy.sha256
+            and not settled.is_news
+            and (self.announced, self.notice, self.merged_into, self.ever)
+            == (settled.announced, settled.notice, settled.merged_into, settled.ever)
+            and (self.episode_sequence, self.due_at) == (settled.episode_sequence, settled.due_at)
+        )
+
+
+# Finding and locking
+
+KIN = text(  # served by the primary keys of fact and link, and link_surviving
+    """
+    with recursive kin(key) as (
+      (select unnest(:keys) union select patient from fact where encounter = any(:encounters))
+      union
+      select other.key from kin cross join lateral (
+        select surviving from link where retired = kin.key and active
+        union all
+        select retired from link where surviving = kin.key and active
+      ) other(key)
+    )
+    select kin.key, link.surviving
+    from kin left join link on link.retired = kin.key and link.active
+    """
+).bindparams(bindparam("keys", type_=_UUIDS), bindparam("encounters", type_=_UUIDS))
+
+_LOCK = text(
+    "select key, due_at from patient where key = any(:keys) order by key for update"
+).bindparams(bindparam("keys", type_=_UUIDS))
+
+_ENTER = text("insert into patient (key) select unnest(:keys) on conflict do nothing").bindparams(
+    bindparam("keys", type_=_UUIDS)
+)
+
+DUE = text(  # served by patient_due
+    "select key from patient where due_at <= :now order by due_at limit :most"
+    " for update skip locked"
+)
+_OLDEST_DUE = text("select min(due_at) from patient where due_at is not null")
+
+
+async def family(tx: Tx, keys: Collection[UUID], encounters: Collection[UUID] = ()) -> Family:
+    """`keys` and the owners of `encounters`, with everybody they are merged with."""
+    rows = (await tx.execute(KIN, {"keys": list(keys), "encounters": list(encounters)})).all()
+    return Family(
+        keys=frozenset(row.key for row in rows),
+        into={row.key: row.surviving for row in rows if row.surviving is not None},
+    )
+
+
+async def hold(
+    tx: Tx, keys: Collection[UUID], encounters: Collection[UUID], now: datetime
+) -> tuple[Family, list[UUID]]:
+    """Lock all that a batch can touch, in key order, until the transaction ends.
+
+    Returns the family, and which of it are due by time alone. A link or correction that was
+    committed while this waited may have brought in others: then those are locked too.
+    """
+    held: frozenset[UUID] = frozenset()
+    late: list[UUID] = []
+    while True:
+        found = await family(tx, keys, encounters)
+        if found.keys <= held:
+            return found, late
+        held = found.keys
+        wanted = {"keys": sorted(held)}
+        locked = (await tx.execute(_LOCK, wanted)).all()
+        if len(locked) < len(held):
+            await tx.execute(_ENTER, wanted)
+            locked = (await tx.execute(_LOCK, wanted)).all()
+        late = [row.key for row in locked if row.due_at is not None and row.due_at <= now]
+
+
+async def due(tx: Tx, now: datetime, most: int) -> list[UUID]:
+    """Lock the patients that are due, oldest first, leaving those somebody else holds."""
+    rows = await tx.execute(DUE, {"now": now, "most": most})
+    return [row.key for row in rows]
+
+
+async def oldest_due(tx: Tx) -> datetime | None:
+    found: datetime | None = (await tx.execute(_OLDEST_DUE)).scalar_one()
+    return found
+
+
+# Keeping
+
+_KEEP_VERSIONS = text(
+    """
+    insert into fact_version (encounter, version, patient, site, recorded, learnt, fact)
+    select e, v, p, s, r, :now, f::json
+    from unnest(:encounters, :versions, :patients, :sites, :recorded, :facts) as t(e, v, p, s, r, f)
+    on conflict do nothing
+    """
+).bindparams(
+    bindparam("encounters", type_=_UUIDS),
+    bindparam("versions", type_=_INTS),
+    bindparam("patients", type_=_UUIDS),
+    bindparam("sites", type_=_TEXTS),
+    bindparam("recorded", type_=_TIMES),
+    bindparam("facts", type_=_TEXTS),
+)
+_KEEP_NEWEST = text(
+    """
+    insert into fact as known (encounter, version, patient, status, start, first_recorded, fact)
+    select e, v, p, s, b, r, f::json
+    from unnest(:encounters, :versions, :patients, :statuses, :starts, :first, :facts)
+      as t(e, v, p, s, b, r, f)
+    order by e
+    on conflict (encounter) do update set
+      version = greatest(known.version, excluded.version),
+      first_recorded = least(known.first_recorded, excluded.first_recorded),
+      patient = case when excluded.version > known.version
+                then excluded.patient else known.patient end,
+      status = case when excluded.version > known.version
+               then excluded.status else known.status end,
+      start = case when excluded.version > known.version
+              then excluded.start else known.start end,
+      fact = case when excluded.version > known.version then excluded.fact else known.fact end
+    where excluded.version > known.version or excluded.first_recorded < known.first_recorded
+    """
+).bindparams(
+    bindparam("encounters", type_=_UUIDS),
+    bindparam("versions", type_=_INTS),
+    bindparam("patients", type_=_UUIDS),
+    bindparam("statuses", type_=_TEXTS),
+    bindparam("starts", type_=_TIMES),
+    bindparam("first", type_=_TIMES),
+    bindparam("facts", type_=_TEXTS),
+)
+_KNOWN = text(
+    "select encounter, version, patient, status from fact where encounter = any(:encounters)"
+).bindparams(bindparam("encounters", type_=_UUIDS))
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A version that speaks from now on, and what spoke before."""
+
+    event: EncounterRecorded
+    patient_before: UUID | None
+    void_before: bool
+
+    @property
+    def is_voided(self) -> bool:
+        return Status(self.event.status) in VOID and not self.void_before
+
+
+async def keep(tx: Tx, batch: Sequence[EncounterRecorded], now: datetime) -> list[Kept]:
+    """Keep every version; of each encounter the newest speaks. Returns what is new."""
+    newest: dict[UUID, EncounterRecorded] = {}
+    first: dict[UUID, datetime] = {}
+    for event in batch:
+        known = newest.get(event.encounter)
+        if known is None or event.version > known.version:
+            newest[event.encounter] = event
+        heard = first.get(event.encounter, event.recorded)
+        first[event.encounter] = min(heard, event.recorded)
+    rows = await tx.execute(_KNOWN, {"encounters": list(newest)})
+    before = {row.encounter: row for row in rows}
+    json = {id(event): reading.kept(event) for event in batch}
+    await tx.execute(
+        _KEEP_VERSIONS,
+        {
+            "encounters": [event.encounter for event in batch],
+            "versions": [event.version for event in batch],
+            "patients": [event.patient for event in batch],
+            "sites": [event.site for event in batch],
+            "recorded": [event.recorded for event in batch],
+            "facts": [json[id(event)] for event in batch],
+            "now": now,
+        },
+    )
+    await tx.execute(
+        _KEEP_NEWEST,
+        {
+            "encounters": list(newest),
+            "versions": [event.version for event in newest.values()],
+            "patients": [event.patient for event in newest.values()],
+            "statuses": [event.status for event in newest.values()],
+            "starts": [event.start and event.start.earliest for event in newest.values()],
+            "first": [first[key] for key in newest],
+            "facts": [json[id(event)] for event in newest.values()],
+        },
+    )
+    return [
+        Kept(
+            event=event,
+            patient_before=before[key].patient if key in before else None,
+            void_before=key in before and Status(before[key].status) in VOID,
+        )
+        for key, event in newest.items()
+        if key not in before or event.version > before[key].version
+    ]
+
+
+_IDENTIFY = text(
+    """
+    with said as (
+      select * from unnest(:keys, :versions, :births, :deaths, :recorded) as t(k, v, b, d, r)
+    ), kept as (
+      insert into person_version (key, version, birth_date, death, recorded, learnt)
+      select k, v, b, d, r, :now from said on conflict do nothing
+    ), newest as (
+      select distinct on (k) * from said order by k, v desc
+    )
+    update patient set person_version = v, birth_date = b, death = d, identified = r
+    from newest where key = k and (person_version is null or v > person_version)
+    returning key
+    """
+).bindparams(
+    bindparam("keys", type_=_UUIDS),
+    bindparam("versions", type_=_INTS),
+    bindparam("births", type_=_DATES),
+    bindparam("deaths", type_=_TIMES),
+    bindparam("recorded", type_=_TIMES),
+)
+
+
+async def identify(tx: Tx, persons: Sequence[Person], now: datetime) -> list[UUID]:
+    """Keep every version of who is behind a key; the keys of which a newer one is known now."""
+    rows = await tx.execute(
+        _IDENTIFY,
+        {
+            "keys": [person.key for person in persons],
+            "versions": [person.version for person in persons],
+            "births": [person.birth_date for person in persons],
+            "deaths": [person.death for person in persons],
+            "recorded": [person.recorded for person in persons],
+            "now": now,
+        },
+    )
+    return [row.key for row in rows]
+
+
+_LINK = text(
+    """
+    with said as (
+      select * from unnest(:retired, :versions, :surviving, :active, :recorded)
+        as t(q, v, p, a, r)
+    ), kept as (
+      insert into link_version (retired, version, surviving, active, recorded, learnt)
+      select q, v, p, a, r, :now from said on conflict do nothing
+    ), newest as (
+      select distinct on (q) * from said order by q, v desc
+    )
+    insert into link as known (retired, version, surviving, active)
+    select q, v, p, a from newest order by q
+    on conflict (retired) do update set
+      version = excluded.version, surviving = excluded.surviving, active = excluded.active
+    where excluded.version > known.version
+    returning retired
+    """
+).bindparams(
+    bindparam("retired", type_=_UUIDS),
+    bindparam("versions", type_=_INTS),
+    bindparam("surviving", type_=_UUIDS),
+    bindparam("active", type_=_BOOLS),
+    bindparam("recorded", type_=_TIMES),
+)
+
+
+async def link(tx: Tx, links: Sequence[Link], now: datetime) -> list[UUID]:
+    """Keep every version of each link; the retired keys of which a newer one is known now."""
+    rows = await tx.execute(
+        _LINK,
+        {
+            "retired": [one.retired for one in links],
+            "versions": [one.version for one in links],
+            "surviving": [one.surviving for one in links],
+            "active": [one.active for one in links],
+            "recorded": [one.recorded for one in links],
+            "now": now,
+        },
+    )
+    return [row.retired for row in rows]
+
+
+# Reading what is counted
+
+LEDGER = (  # served by fact_patient_start
+    select(fact.c.patient, fact.c.first_recorded, fact.c.fact)
+    .where(fact.c.patient == any_(bindparam("patients", type_=_UUIDS)))
+    .order_by(fact.c.patient, fact.c.start, fact.c.encounter)
+)
+STANDINGS = (  # served by the primary key of patient
+    select(patient).where(patient.c.key == any_(bindparam("patients", type_=_UUIDS)))
+)
+
+
+async def facts(tx: Tx, patients: Collection[UUID]) -> list[Fact]:
+    """The newest version of every encounter of these keys."""
+    rows = await tx.execute(LEDGER, {"patients": list(patients)})
+    return [reading.fact(row.fact, row.first_recorded) for row in rows]
+
+
+async def rows(tx: Tx, patients: Collection[UUID]) -> dict[UUID, Row]:
+    found = await tx.execute(STANDINGS, {"patients": list(patients)})
+    return {
+        row.key: Row(
+            key=row.key,
+            person=None
+            if row.person_version is None
+            else Person(row.key, row.person_version, row.identified, row.birth_date, row.death),
+            announced=Announced(
+                state=State(row.state),
+                face=row.face,
+                held=row.held,
+                since=row.since,
+                entry=row.entry,
+                ed_visits=row.ed_visits,
+                hospital_episodes=row.hospital_episodes,
+            ),
+            notice=Notice(row.notice) if row.notice else None,
+            sites=tuple(row.sites),
+            policy=row.policy,
+            sequence=row.sequence,
+            merged_into=row.merged_into,
+            ever=row.ever,
+            episode_sequence=row.episode_sequence,
+            due_at=row.due_at,
+        )
+        for row in found
+    }
+
+
+VERSIONS = (  # served by fact_version_patient and the primary key
+    select(fact_version.c.fact, fact_version.c.recorded)
+    .where(
+        fact_version.c.encounter.in_(
+            select(fact_version.c.encounter).where(
+                fact_version.c.patient == any_(bindparam("patients", type_=_UUIDS))
+            )
+        )
+    )
+    .order_by(fact_version.c.encounter, fact_version.c.version)
+)
+_PERSONS = select(person_version).where(
+    person_version.c.key == any_(bindparam("patients", type_=_UUIDS))
+)
+LINKS = text(  # served by the primary key and link_version_surviving
+    """
+    with recursive kin(root, key) as (
+      select key, key from unnest(:keys) as asked(key)
+      union
+      select kin.root, other.key from kin cross join lateral (
+        select surviving from link_version where retired = kin.key
+        union all
+        select retired from link_version where surviving = kin.key
+      ) other(key)
+    )
+    select kin.root, kin.key, l.retired, l.version, l.surviving, l.active, l.recorded
+    from kin left join link_version l on l.retired = kin.key
+    """
+).bindparams(bindparam("keys", type_=_UUIDS))
+
+
+async def histories(tx: Tx, patients: Collection[UUID]) -> dict[UUID, History]:
+    """Of each key every version ever known, also of all keys it ever was linked to."""
+    if not patients:
+        return {}
+    linked = (await tx.execute(LINKS, {"keys": list(patients)})).all()
+    roots: dict[UUID, set[UUID]] = {}
+    found = {key: History([], [], []) for key in patients}
+    for row in linked:
+        roots.setdefault(row.key, set()).add(row.root)
+        if row.retired is not None:
+            found[row.root].links.append(
+                Link(row.retired, row.surviving, row.version, row.active, row.recorded)
+            )
+    for row in await tx.execute(_PERSONS, {"patients": list(roots)}):
+        person = Person(row.key, row.version, row.recorded, row.birth_date, row.death)
+        for root in roots[row.key]:
+            found[root].persons.append(person)
+    concerned: dict[UUID, set[UUID]] = {}
+    facts = [
+        reading.fact(row.fact, row.recorded)
+        for row in await tx.execute(VERSIONS, {"patients": list(roots)})
+    ]
+    for one in facts:
+        concerned.setdefault(one.encounter, set()).update(roots.get(one.patient, ()))
+    for one in facts:
+        for root in concerned[one.encounter]:
+            found[root].facts.append(one)
+    return found
+
+
+_EPISODES = select(episode).where(episode.c.patient == any_(bindparam("patients", type_=_UUIDS)))
+
+
+async def episodes(tx: Tx, patients: Collection[UUID]) -> dict[UUID, dict[UUID, Said]]:
+    """What was last said of the care episodes of each key."""
+    found: dict[UUID, dict[UUID, Said]] = {}
+    if patients:
+        for row in await tx.execute(_EPISODES, {"patients": list(patients)}):
+            found.setdefault(row.patient, {})[row.episode] = reading.said(row.said)
+    return found
+
+
+# Writing what was found
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A patient row as it is to be."""
+
+    key: UUID
+    announced: Announced
+    notice: Notice | None = None
+    sites: tuple[str, ...] = ()
+    sequence: int = 0
+    merged_into: UUID | None = None
+    ever: bool = False
+    episode_sequence: int = 0
+    due_at: datetime | None = None
+    is_news: bool = field(default=False)
+
+
+_PUT = text(
+    """
+    update patient set state = s, held = h, since = b, ed_visits = ed, hospital_episodes = ho,
+      sites = string_to_array(si, ' '), notice = n, face = f, policy = :policy,
+      sequence = q, entry = en, merged_into = m, ever = ev, episode_sequence = es, due_at = du,
+      changed_at = case when ne then :now else changed_at end
+    from unnest(:keys, :states, :held, :since, :ed, :hospital, :sites, :notices, :faces,
+                :sequences, :entries, :merged, :ever, :episodes, :due, :news)
+      as t(k, s, h, b, ed, ho, si, n, f, q, en, m, ev, es, du, ne)
+    where key = k
+    """
+).bindparams(
+    bindparam("keys", type_=_UUIDS),
+    bindparam("states", type_=_TEXTS),
+    bindparam("held", type_=_BOOLS),
+    bindparam("since", type_=_TIMES),
+    bindparam("ed", type_=_INTS),
+    bindparam("hospital", type_=_INTS),
+    bindparam("sites", type_=_TEXTS),
+    bindparam("notices", type_=_TEXTS),
+    bindparam("faces", type_=_TEXTS),
+    bindparam("sequences", type_=_INTS),
+    bindparam("entries", type_=_INTS),
+    bindparam("merged", type_=_UUIDS),
+    bindparam("ever", type_=_BOOLS),
+    bindparam("episodes", type_=_INTS),
+    bindparam("due", type_=_TIMES),
+    bindparam("news", type_=_BOOLS),
+)
+
+
+async def put(tx: Tx, settled: Sequence[Settled], policy: Policy, now: datetime) -> None:
+    """The rows of `settled`, as they are to be."""
+    if not settled:
+        return
+    said = [one.announced for one in settled]
+    await tx.execute(
+        _PUT,
+        {
+            "policy": policy.sha256,
+            "now": now,
+            "keys": [one.key for one in settled],
+            "states": [one.state for one in said],
+            "held": [one.held for one in said],
+            "since": [one.since for one in said],
+            "ed": [one.ed_visits for one in said],
+            "hospital": [one.hospital_episodes for one in said],
+            "sites": [" ".join(one.sites) for one in settled],
+            "notices": [one.notice for one in settled],
+            "faces": [one.face for one in said],
+            "sequences": [one.sequence for one in settled],
+            "entries": [one.entry for one in said],
+            "merged": [one.merged_into for one in settled],
+            "ever": [one.ever for one in settled],
+            "episodes": [one.episode_sequence for one in settled],
+            "due": [one.due_at for one in settled],
+            "news": [one.is_news for one in settled],
+        },
+    )
+
+
+_CHANGES = text(
+    """
+    insert into change (patient, sequence, state, cause, notice, held, since, ed_visits,
+      hospital_episodes, sites, counted, event)
+    select p, q, s, c, n, h, b, ed, ho, string_to_array(si, ' '), :now, e::json
+    from unnest(:patients, :sequences, :states, :causes, :notices, :held, :since, :ed, :hospital,
+                :sites, :events) as t(p, q, s, c, n, h, b, ed, ho, si, e)
+    """
+).bindparams(
+    bindparam("patients", type_=_UUIDS),
+    bindparam("sequences", type_=_INTS),
+    bindparam("states", type_=_TEXTS),
+    bindparam("causes", type_=_TEXTS),
+    bindparam("notices", type_=_TEXTS),
+    bindparam("held", type_=_BOOLS),
+    bindparam("since", type_=_TIMES),
+    bindparam("ed", type_=_INTS),
+    bindparam("hospital", type_=_INTS),
+    bindparam("sites", type_=_TEXTS),
+    bindparam("events", type_=_TEXTS),
+)
+
+
+async def record(
+    tx: Tx, events: Sequence[FlagChanged], settled: Mapping[UUID, Settled], now: datetime
+) -> None:
+    """Each announced change, with its explanation as it is now, for ever."""
+    if not events:
+        return
+    as_is = [settled[event.patient] for event in events]
+    await tx.execute(
+        _CHANGES,
+        {
+            "patients": [event.patient for event in events],
+            "sequences": [event.sequence for event in events],
+            "states": [event.explanation.state for event in events],
+            "causes": [event.cause for event in events],
+            "notices": [event.notice for event in events],
+            "held": [one.announced.held for one in as_is],
+            "since": [one.announced.since for one in as_is],
+            "ed": [one.announced.ed_visits for one in as_is],
+            "hospital": [one.announced.hospital_episodes for one in as_is],
+            "sites": [" ".join(one.sites) for one in as_is],
+            "events": [event.model_dump_json() for event in events],
+            "now": now,
+        },
+    )
+
+
+_SAY = text(
+    """
+    insert into episode (patient, episode, said)
+    select p, e, s::json from unnest(:patients, :episodes, :said) as t(p, e, s)
+    on conflict (patient, episode) do update set said = excluded.said
+    """
+).bindparams(
+    bindparam("patients", type_=_UUIDS),
+    bindparam("episodes", type_=_UUIDS),
+    bindparam("said", type_=_TEXTS),
+)
+
+
+async def say(tx: Tx, told: Mapping[tuple[UUID, UUID], Said]) -> None:
+    """What notify has been told, by patient and episode."""
+    if not told:
+        return
+    await tx.execute(
+        _SAY,
+        {
+            "patients": [who for who, _ in told],
+            "episodes": [which for _, which in told],
+            "said": [reading.said_json(said) for said in told.values()],
+        },
+    )
+
+
+# Sites and policies
+
+_HEAR = text(
+    """
+    insert into site as known (site, last_event, heard)
+    select s, max(l), max(h) from unnest(:sites, :events, :heard) as t(s, l, h)
+    group by s order by s
+    on conflict (site) do update set
+      last_event = greatest(known.last_event, excluded.last_event),
+      heard = greatest(known.heard, excluded.heard)
+    """
+).bindparams(
+    bindparam("sites", type_=_TEXTS),
+    bindparam("events", type_=_TIMES),
+    bindparam("heard", type_=_TIMES),
+)
+
+
+async def hear(tx: Tx, heard: Sequence[tuple[str, datetime, datetime]]) -> None:
+    """Site, event time of its newest message, when it was received."""
+    await tx.execute(
+        _HEAR,
+        {
+            "sites": [site for site, _, _ in heard],
+            "events": [event for _, event, _ in heard],
+            "heard": [when for _, _, when in heard],
+        },
+    )
+
+
+_HEARD = text("select site, last_event from site")
+
+
+async def heard(tx: Tx) -> dict[str, datetime]:
+    """Event time of the newest message of each site."""
+    return {row.site: row.last_event for row in await tx.execute(_HEARD)}
+
+
+_LIVE = text("select sha256 from policy order by activated desc limit 1")
+_ACTIVATE = text(
+    "insert into policy as known (name, version, sha256, canonical, activated)"
+    " values (:name, :version, :sha256, :canonical, :now)"
+    " on conflict (name, version) do update set activated = excluded.activated"
+    " where known.sha256 = excluded.sha256"
+)
+_ALL_DUE = text(
+    "update patient set due_at = :now where person_version is not null and merged_into is null"
+    " and policy is distinct from :sha256"
+)
+
+
+async def adopt(tx: Tx, policy: Policy, now: datetime) -> bool:
+    """Make `policy` the live one; whoever was counted under another is due.
+
+    False: its name and version are taken by a policy with another meaning (CT-50).
+    """
+    if (await tx.execute(_LIVE)).scalar_one_or_none() == policy.sha256:
+        return True
+    said = {
+        "name": policy.name,
+        "version": policy.version,
+        "sha256": policy.sha256,
+        "canonical": policy.canonical,
+        "now": now,
+    }
+    if (await tx.execute(_ACTIVATE, said)).rowcount != 1:
+        return False
+    await tx.execute(_ALL_DUE, {"now": now, "sha256": policy.sha256})
+    return True
+
+
+# Questions (counting.md section 9)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One line of the live list."""
+
+    patient: UUID
+    state: str
+    held: bool
+    since: datetime | None
+    ed_visits: int
+    hospital_episodes: int
+    sites: list[str]
+    sequence: int
+    changed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What of the list is wanted. `before`: the last line of the page before."""
+
+    states: Sequence[State]
+    site: str | None = None
+    changed_since: datetime | None = None
+    before: tuple[datetime, UUID] | None = None
+    most: int = 100
+
+
+_WANTED = """
+    where state = any(:states)
+      and (cast(:site as text) is null or :site = any(sites))
+      and (cast(:since_change as timestamptz) is null or changed_at >= :since_change)
+      and (cast(:before as timestamptz) is null or (changed_at, key) < (:before, :before_key))
+    order by changed_at desc, key desc
+    limit :most
+"""
+_LISTED = "key, state, held, since, ed_visits, hospital_episodes, sites, sequence, changed_at"
+_OF_LIST = (
+    bindparam("states", type_=_TEXTS),
+    bindparam("site", type_=Text),
+    bindparam("since_change", type_=Instant),
+    bindparam("before", type_=Instant),
+    bindparam("before_key", type_=Uuid),
+)
+FLAGS = text(  # served by patient_changed
+    f"select {_LISTED} from patient {_WANTED.replace('where', 'where sequence > 0 and', 1)}"  # noqa: S608 - of constants
+).bindparams(*_OF_LIST)
+FLAGS_THEN = text(
+    f"""
+    select {_LISTED} from (
+      select distinct on (patient) patient as key, state, held, since, ed_visits,
+        hospital_episodes, sites, sequence, counted as changed_at
+      from change where counted <= :as_of order by patient, sequence desc
+    ) last {_WANTED}
+    """  # noqa: S608 - of constants
+).bindparams(*_OF_LIST)
+
+
+async def flags(tx: Tx, asked: Asked, as_of: datetime | None) -> list[Listed]:
+    """The list, newest change first: as it stands, or as it was announced by `as_of`."""
+    before = asked.before or (None, None)
+    wanted = {
+        "states": asked.states,
+        "site": asked.site,
+        "since_change": asked.changed_since,
+        "before": before[0],
+        "before_key": before[1],
+        "most": asked.most,
+    }
+    found = await (
+        tx.execute(FLAGS, wanted)
+        if as_of is None
+        else tx.execute(FLAGS_THEN, wanted | {"as_of": as_of})
+    )
+    return [
+        Listed(
+            patient=row.key,
+            state=row.state,
+            held=row.held,
+            since=row.since,
+            ed_visits=row.ed_visits,
+            hospital_episodes=row.hospital_episodes,
+            sites=row.sites,
+            sequence=row.sequence,
+            changed_at=row.changed_at,
+        )
+        for row in found
+    ]
+
+
+CHANGES = (  # served by the primary key of change
+    select(change.c.sequence, change.c.cause, change.c.notice, change.c.counted, change.c.event)
+    .where(change.c.patient == bindparam("patient", type_=Uuid))
+    .order_by(change.c.sequence)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    sequence: int
+    cause: str
+    notice: str
+    counted: datetime
+    event: str = field(repr=False)
+
+
+async def changes(tx: Tx, key: UUID) -> list[Change]:
+    """All that was announced of a patient, oldest first."""
+    found = await tx.execute(CHANGES, {"patient": key})
+    return [Change(row.sequence, row.cause, row.notice, row.counted, row.event) for row in found]
