@@ -83,9 +83,12 @@ async def play(  # noqa: PLR0917 - in the order in which they come to be
     clock_file: Path,
     progress: Progress,
     stop: asyncio.Event,
+    *,
+    speed: float = SPEED,
 ) -> Tally:
     """Plays the region until `stop` is set; the clock stands still afterwards.
 
+    Once live, `speed` business seconds pass in a real second (SIM-07).
     `urls`: `ingest`, the base of the hospitals' door with its `/fhir`, and `notify`, without.
     Returns what became of all that was sent. Raises SimulateError if the clock file belongs to
     a region of another seed.
@@ -98,7 +101,9 @@ async def play(  # noqa: PLR0917 - in the order in which they come to be
             "use that seed, or another data folder"
         )
     async with httpx.AsyncClient(timeout=30, trust_env=False) as http:
-        house = House(region, urls, token_for, http, clock_file=clock_file, progress=progress)
+        house = House(
+            region, urls, token_for, http, clock_file=clock_file, progress=progress, speed=speed
+        )
         living = asyncio.create_task(house.live_from(mark))
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -126,11 +131,13 @@ class House:
         *,
         clock_file: Path,
         progress: Progress,
+        speed: float,
     ) -> None:
         self._region = region
         self._file = clock_file
         self._clock = Clock(clock_file)
         self._progress = progress
+        self._speed = speed
         self._doors = [Door(urls["ingest"], site, token_for, http) for site in region.sites]
         self._engines = [
             Engine(site, number % 2 == 1, door)
@@ -201,7 +208,7 @@ class House:
         await self._send(since, until)
 
     async def _on_and_on(self, since: datetime) -> None:
-        drive(self._file, max(since, self._clock.now()), SPEED)
+        drive(self._file, max(since, self._clock.now()), self._speed)
         door, _ = self._clinics[EMR_CLINIC]
         never, seed = self._region.never_acknowledged, self._region.seed
         async with asyncio.TaskGroup() as together:
@@ -213,7 +220,7 @@ class House:
                 self._keep(Phase.LIVE, now)
                 since = now
                 shown = now.astimezone(ZONE).strftime("%Y-%m-%d %H:%M")
-                self._progress(f"Live, an hour a second: {shown}", 0, 0)
+                self._progress(f"Live, {self._speed:g} times as fast: {shown}", 0, 0)
                 await asyncio.sleep(TICK)
 
     async def _send(self, since: datetime, until: datetime) -> None:

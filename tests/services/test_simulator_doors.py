@@ -357,7 +357,9 @@ class Stage:
     def clock(self) -> Path:
         return self.folder / "clock.json"
 
-    async def play_until(self, enough: Callable[[], bool], seed: int = 2018) -> None:
+    async def play_until(
+        self, enough: Callable[[], bool], *, seed: int = 2018, speed: float = flow.SPEED
+    ) -> None:
         """Plays until something comes or is said after which it is `enough`."""
         stop = asyncio.Event()
 
@@ -373,7 +375,7 @@ class Stage:
         flow.prepare(self.clock)
         async with served(self.neighbour.app()) as url:
             urls = {"ingest": f"{url}/ingest/fhir", "notify": f"{url}/notify"}
-            await flow.play(seed, urls, Tokens(), self.clock, hear, stop)
+            await flow.play(seed, urls, Tokens(), self.clock, hear, stop, speed=speed)
 
     def says(self, beginning: str) -> Callable[[], bool]:
         return lambda: bool(self.said) and self.said[-1].startswith(beginning)
@@ -456,6 +458,18 @@ async def test_a_clock_left_running_by_a_crash_goes_on_from_the_bookmark(stage: 
     assert Clock(stage.clock).now() > stopped + timedelta(days=300)
     flow.prepare(stage.clock)
     assert abs(Clock(stage.clock).now() - stopped) < timedelta(hours=3)
+
+
+async def test_the_region_lives_on_beyond_what_was_drawn_at_first(stage: Stage) -> None:
+    beyond = live() + timedelta(days=flow.LOOK_AHEAD + 30)
+    late = beyond.strftime("%Y-%m")
+
+    def lives_later() -> bool:
+        last = stage.neighbour.seen[-1:]
+        return bool(last) and f'"start":"{late}'.encode() in last[0].body
+
+    await stage.play_until(lives_later, speed=4e6)
+    assert Clock(stage.clock).now() >= beyond.replace(day=1, hour=0)
 
 
 async def test_data_of_another_seed_is_refused_by_name(stage: Stage) -> None:
