@@ -287,7 +287,7 @@ class Log:
     async def comes_true(self, sql: str) -> None:
         """Wait until the database answers `sql` with true."""
         async with asyncio.timeout(PATIENCE):
-            while not await self.owner.fetchval(sql):  # noqa: ASYNC110 - it is another process
+            while not await self.owner.fetchval(sql):
                 await asyncio.sleep(0.02)
 
     async def hang_up_on_readers(self) -> None:
