@@ -588,6 +588,11 @@ def make_authority(authority: LoopbackAuthority, db: Database) -> FastAPI:
     app.add_api_route("/authorize", authority.authorize, methods=["GET"])
     app.add_api_route("/authorize", authority.choose, methods=["POST"])
     app.add_api_route("/end-session", authority.end_session, methods=["GET"])
+
+    @app.get("/favicon.ico")
+    async def no_icon() -> Response:
+        return Response(status_code=204)
+
     return app
 
 

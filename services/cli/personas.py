@@ -77,7 +77,7 @@ button { display: block; width: 100%; margin: 0 0 .75rem; padding: .75rem 1rem; 
   text-align: left; border: 2px solid #1f4e79; background: #fff; color: inherit; cursor: pointer }
 button:hover { background: #e8f1f9 }
 button:focus-visible { outline: 4px solid #8a4b00; outline-offset: 2px }
-strong { display: block }
+strong, .line { display: block }
 </style>
 </head>
 <body>
@@ -103,10 +103,10 @@ strong { display: block }
 <li><button name="persona" value="{{ person.id }}">
 <strong>{{ person.id }} · {{ person.name }}</strong>
 {% for role in person.roles %}
-<span>{{ roles[role][0] }}</span> / <span lang="en">{{ roles[role][1] }}</span>
+<span class="line">{{ roles[role][0] }} / <span lang="en">{{ roles[role][1] }}</span></span>
 {% endfor %}
 {% if place[0] %}
-<br><span>{{ place[0] }}</span>{% if place[1] != place[0] %} / <span lang="en">{{ place[1] }}</span>
+<span>{{ place[0] }}</span>{% if place[1] != place[0] %} / <span lang="en">{{ place[1] }}</span>
 {% endif %}
 {% endif %}
 </button></li>
