@@ -10,7 +10,6 @@ from services.simulator import fhir
 from services.simulator.cast import cast
 from services.simulator.draws import Draws, code
 from services.simulator.fhir import Json
-from services.simulator.life import instant
 from services.simulator.profiles import Profile
 from services.simulator.region import (
     HEALTH_CARD,
@@ -50,46 +49,48 @@ class Panel:
 
 
 def panels(profile: Profile) -> list[Panel]:
-    """One file a clinic, every row of a person who is or was on its panel."""
-    lines: dict[str, list[tuple[str, ...]]] = {}
+    """One file a clinic, a row for each person who is or was on its panel."""
+    rows: dict[str, list[tuple[str, ...]]] = {
+        clinic_name(index): [] for index in range(profile.clinics)
+    }
     for part in cast(profile):
-        for membership in part.panels:
-            lines.setdefault(membership.clinic, []).append(_row(part.person, membership))
+        for clinic, row in claims(part.person, part.panels):
+            rows[clinic].append(row)
     for person in people(profile):
-        if person.card:
-            for membership in memberships(profile, person.number):
-                lines.setdefault(membership.clinic, []).append(_row(person, membership))
-    clinics = [clinic_name(index) for index in range(profile.clinics)]
-    return [
-        Panel(clinic, len(lines[clinic]), _csv(lines[clinic]))
-        for clinic in clinics
-        if clinic in lines
-    ]
+        for clinic, row in claims(person, memberships(profile, person.number)):
+            rows[clinic].append(row)
+    return [Panel(clinic, len(own), text(own)) for clinic, own in rows.items()]
+
+
+def claims(person: Person, on: Iterable[Membership]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The rows that clinics have of a person, with the clinic; none without a health card."""
+    if person.card:
+        for membership in on:
+            yield membership.clinic, _row(person, person.card, membership)
 
 
 def bad_panel() -> str:
     """A file in which no row is right."""
-    return _csv(BAD_ROWS)
+    return text(BAD_ROWS)
 
 
 def consents(profile: Profile) -> Iterator[tuple[datetime, Json]]:
     """Every version of every restriction and when it was given, in that order."""
-    horizon = instant(profile, profile.days, 0)
     found = [
         each
         for part in cast(profile)
-        for each in _consents(profile, part.person, part.wishes, part.panels)
+        for each in restrictions(profile, part.person, part.wishes, part.panels)
     ]
     for person in people(profile):
-        said = [wish for wish in wishes(profile, person.number) if wish.said < horizon]
-        if said:
-            found += _consents(profile, person, said, memberships(profile, person.number))
+        if said := wishes(profile, person.number):
+            found += restrictions(profile, person, said, memberships(profile, person.number))
     yield from sorted(found, key=lambda each: (each[0], each[1]["id"]))
 
 
-def _consents(
+def restrictions(
     profile: Profile, person: Person, said: Iterable[Wish], on: Sequence[Membership]
 ) -> Iterator[tuple[datetime, Json]]:
+    """What a person said, as Consents, oldest first; versions of one have one id."""
     if not person.card:
         return
     id_ = f"TEST-consent-{person.number:08d}"
@@ -109,11 +110,11 @@ def _consents(
         yield wish.said, fhir.consent(id_, person.card, wish.said, provision, profile.sites[0])
 
 
-def _row(person: Person, membership: Membership) -> tuple[str, ...]:
+def _row(person: Person, card: str, membership: Membership) -> tuple[str, ...]:
     physician = "physician" if membership.clinic == "clinic-a" else ""
     return (
         HEALTH_CARD,
-        person.card or "",
+        card,
         code("local", person.number)[:8].upper(),
         person.family,
         person.given,
@@ -129,9 +130,11 @@ def _row(person: Person, membership: Membership) -> tuple[str, ...]:
     )
 
 
-def _csv(rows: Iterable[tuple[str, ...]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+def text(rows: Iterable[tuple[str, ...]], *, heading: bool = True) -> str:
+    """`rows` as CSV, in UTF-8 when written."""
+    found = io.StringIO()
+    writer = csv.writer(found, lineterminator="\n")
+    if heading:
+        writer.writerow(COLUMNS)
     writer.writerows(rows)
-    return text.getvalue()
+    return found.getvalue()
