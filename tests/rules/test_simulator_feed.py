@@ -14,11 +14,15 @@ from fhir.resources.R4B.consent import Consent
 from fhir.resources.R4B.encounter import Encounter
 from fhir.resources.R4B.patient import Patient
 
-from services.ingest import gate, verbatim
+from services.ingest import gate, reading, verbatim
+from services.ingest.flow import rules_of
+from services.ingest.reading import Reason
+from services.plumbing.region import load
 from services.simulator import cast, fhir, papers
 from services.simulator.feed import Kind, Message, feed
+from services.simulator.flow import REGION_FILE
 from services.simulator.hospital import BATCH, waves
-from services.simulator.life import Care, Leaving
+from services.simulator.life import Care, Leaving, Service
 from services.simulator.profiles import Profile, profile
 
 MODELS: dict[str, Any] = {
@@ -88,6 +92,77 @@ def test_every_batch_and_consent_is_legal() -> None:
     assert len(consents) > 100
     for consent in consents:
         assert_legal(consent)
+
+
+def test_the_door_reads_what_the_region_means() -> None:
+    """The demo's region file maps every code that its hospitals send."""
+    region, messages = demo()
+    file = load(REGION_FILE)
+    rules = {site: rules_of(file, site) for site in region.sites}
+    holds: Counter[Reason] = Counter()
+    for message in messages:
+        if message.encounter is None:
+            continue
+        sent, site = message.encounter, region.sites[message.site]
+        tree = fhir.put(site, message.site == 1, message)[1]
+        read = reading.read_encounter(
+            tree,
+            rules[site],
+            digest="",
+            told_at=reading.event_time(tree, rules[site], message.sent),
+            now=message.sent,
+        )
+        said = read.message
+        assert said.event_time == message.at
+        assert said.code == (None if sent.unmapped else sent.classes[-1][0])
+        assert said.service == (SERVICES[sent.service] if sent.service else None)
+        assert said.disposition == (DISPOSITIONS.get(sent.leaving) if sent.leaving else None)
+        assert bool(said.planned) is sent.planned
+        assert bool(said.transfer_in) is sent.transfer_in
+        assert bool(said.from_emergency) is sent.from_ed
+        assert {code.code for code in said.labels or ()} >= ({sent.label} if sent.label else set())
+        if read.hold:
+            holds[read.hold.reason] += 1
+            assert sent.unmapped
+            assert read.hold.reason is Reason.UNKNOWN_CLASS
+    assert holds[Reason.UNKNOWN_CLASS] < 30
+
+
+SERVICES = {
+    Service.OBSTETRICS: "obstetrics",
+    Service.NEWBORN: "newborn",
+    Service.DIALYSIS: "dialysis",
+    Service.CHEMOTHERAPY: "series",
+    Service.PALLIATIVE: "palliative",
+    Service.PSYCHIATRY: "mental-health",
+    Service.DAY_SURGERY: "day-surgery",
+    Service.ORGAN_DONATION: "organ-donation",
+}
+DISPOSITIONS = {
+    Leaving.HOME: "home",
+    Leaving.ADMITTED: "admitted",
+    Leaving.TRANSFERRED: "transferred",
+    Leaving.UNSEEN: "lwbs",
+    Leaving.AGAINST_ADVICE: "left-against-advice",
+    Leaving.REDIRECTED: "redirected",
+    Leaving.NONACUTE: "nonacute-care",
+    Leaving.DIED: "died",
+    Leaving.DEAD_ON_ARRIVAL: "dead-on-arrival",
+}
+
+
+def test_only_temporary_records_are_read_as_temporary() -> None:
+    """HA-96"""
+    region, messages = demo()
+    file = load(REGION_FILE)
+    seen = Counter[bool]()
+    for message in messages:
+        site = region.sites[message.site]
+        tree = fhir.patient(site, message.identity, message.at)
+        read = reading.read_patient(tree, rules_of(file, site), digest="", told_at=message.at)
+        assert read.temporary is (message.identity.person is None)
+        seen[read.temporary] += 1
+    assert seen[True]
 
 
 def test_ids_are_unique_save_for_messages_sent_twice() -> None:
