@@ -83,7 +83,7 @@ def said_json(said: Said) -> str:
     face = said.face
     return orjson.dumps(
         {
-            "moments": {name: at.isoformat() for name, at in said.moments.items()},
+            "moments": {str(name): at.isoformat() for name, at in said.moments.items()},
             "in_ed": face.in_ed,
             "in_hospital": face.in_hospital,
             "ended": face.ended,

@@ -145,7 +145,7 @@ async def oldest_due(tx: Tx) -> datetime | None:
 _KEEP_VERSIONS = text(
     """
     insert into fact_version (encounter, version, patient, site, recorded, learnt, fact)
-    select e, v, p, s, r, :now, f::json
+    select e, v, p, s, r, :now, f
     from unnest(:encounters, :versions, :patients, :sites, :recorded, :facts) as t(e, v, p, s, r, f)
     on conflict do nothing
     """
@@ -160,7 +160,7 @@ _KEEP_VERSIONS = text(
 _KEEP_NEWEST = text(
     """
     insert into fact as known (encounter, version, patient, status, start, first_recorded, fact)
-    select e, v, p, s, b, r, f::json
+    select e, v, p, s, b, r, f
     from unnest(:encounters, :versions, :patients, :statuses, :starts, :first, :facts)
       as t(e, v, p, s, b, r, f)
     order by e
@@ -215,7 +215,7 @@ async def keep(tx: Tx, batch: Sequence[EncounterRecorded], now: datetime) -> lis
         first[event.encounter] = min(heard, event.recorded)
     rows = await tx.execute(_KNOWN, {"encounters": list(newest)})
     before = {row.encounter: row for row in rows}
-    json = {id(event): reading.kept(event) for event in batch}
+    as_kept = {id(event): reading.kept(event) for event in batch}
     await tx.execute(
         _KEEP_VERSIONS,
         {
@@ -224,7 +224,7 @@ async def keep(tx: Tx, batch: Sequence[EncounterRecorded], now: datetime) -> lis
             "patients": [event.patient for event in batch],
             "sites": [event.site for event in batch],
             "recorded": [event.recorded for event in batch],
-            "facts": [json[id(event)] for event in batch],
+            "facts": [as_kept[id(event)] for event in batch],
             "now": now,
         },
     )
@@ -237,7 +237,7 @@ async def keep(tx: Tx, batch: Sequence[EncounterRecorded], now: datetime) -> lis
             "statuses": [event.status for event in newest.values()],
             "starts": [event.start and event.start.earliest for event in newest.values()],
             "first": [first[key] for key in newest],
-            "facts": [json[id(event)] for event in newest.values()],
+            "facts": [as_kept[id(event)] for event in newest.values()],
         },
     )
     return [
@@ -538,7 +538,7 @@ _CHANGES = text(
     """
     insert into change (patient, sequence, state, cause, notice, held, since, ed_visits,
       hospital_episodes, sites, counted, event)
-    select p, q, s, c, n, h, b, ed, ho, string_to_array(si, ' '), :now, e::json
+    select p, q, s, c, n, h, b, ed, ho, string_to_array(si, ' '), :now, e
     from unnest(:patients, :sequences, :states, :causes, :notices, :held, :since, :ed, :hospital,
                 :sites, :events) as t(p, q, s, c, n, h, b, ed, ho, si, e)
     """
@@ -586,7 +586,7 @@ async def record(
 _SAY = text(
     """
     insert into episode (patient, episode, said)
-    select p, e, s::json from unnest(:patients, :episodes, :said) as t(p, e, s)
+    select p, e, s from unnest(:patients, :episodes, :said) as t(p, e, s)
     on conflict (patient, episode) do update set said = excluded.said
     """
 ).bindparams(

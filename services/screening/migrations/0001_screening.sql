@@ -3,6 +3,7 @@
 -- No table has a tenant: all of it is for operations and the privacy officer (CS-01).
 
 -- Every version of every encounter, for what was known when (CT-02). Nothing is removed.
+-- `fact` here and below is the JSON of the event, kept as text: it is read whole, never queried.
 create table fact_version (
   encounter uuid not null,
   version int not null,
@@ -10,7 +11,7 @@ create table fact_version (
   site text not null,
   recorded timestamptz not null,  -- by ingest
   learnt timestamptz not null,    -- by screening
-  fact json not null,
+  fact text not null,
   primary key (encounter, version)
 );
 create index fact_version_patient on fact_version (patient);
@@ -23,7 +24,7 @@ create table fact (
   status text not null,
   start timestamptz,
   first_recorded timestamptz not null,
-  fact json not null
+  fact text not null
 );
 create index fact_patient_start on fact (patient, start, encounter);
 
@@ -98,7 +99,7 @@ create table change (
   hospital_episodes int not null,
   sites text[] not null,
   counted timestamptz not null,
-  event json not null,
+  event text not null,
   primary key (patient, sequence)
 );
 create index change_counted on change (counted desc);
@@ -107,7 +108,7 @@ create index change_counted on change (counted desc);
 create table episode (
   patient uuid not null,
   episode uuid not null,
-  said json not null,
+  said text not null,
   primary key (patient, episode)
 );
 
