@@ -45,7 +45,7 @@ from services.plumbing.auth import (
 )
 from services.plumbing.clock import real_now
 from services.plumbing.db import Database
-from services.plumbing.process import serve
+from services.plumbing.process import run, serve
 from services.plumbing.region import Client, Person, Region, RegionError, RegionFile
 from services.plumbing.settings import LOOPBACK, AuthoritySettings, SettingsError, read
 from services.plumbing.signin import challenge
@@ -606,7 +606,7 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     telemetry.set_up("authority", settings.log_level, settings.otlp_endpoint)
-    return asyncio.run(_serve(settings, region, key))
+    return run(_serve(settings, region, key))
 
 
 async def _serve(settings: LoopbackSettings, region: RegionFile, key: ECKey) -> int:
