@@ -277,7 +277,7 @@ async def record(tx: Tx, records: Sequence[AuditRecord]) -> None:
     """
     if not records:
         return
-    rows = orjson.dumps([asdict(one) for one in records]).decode()
+    rows = orjson.dumps([asdict(one) for one in records], default=str).decode()
     try:
         await tx.execute(_ADD, {"records": rows})
     except DBAPIError as error:
