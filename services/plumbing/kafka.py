@@ -65,7 +65,7 @@ LARGEST = 4 * 1024 * 1024
 """`max.message.bytes` of a topic when it is made; an operator may raise it."""
 NO_LIMIT = 64 * 1024 * 1024
 """What this side lets pass: the topic's own limit decides, and can be raised without us."""
-PARTING = 10.0
+PARTING = 5.0
 """Real seconds that a broker which is away may delay a process that stops."""
 STUCK = 60.0
 """Real seconds between two attempts to carry a record the topic refused."""

@@ -26,7 +26,7 @@ from services.plumbing.eventlog import (
     append,
     on,
 )
-from services.plumbing.kafka import KafkaCarrier, Link, Relay
+from services.plumbing.kafka import KafkaCarrier, Link, Relay, create_topics
 
 CLOCK = Clock()
 PATIENCE = 30.0
@@ -70,6 +70,9 @@ def stated(number: int, patient: UUID | None = None, words: str = "") -> Stated:
     return Stated(patient=patient or uuid4(), number=number, words=words)
 
 
+KINDS = [Stated.type, Unheard.type]
+
+
 class PoisonError(Exception):
     """What a handler raises of an event it cannot take."""
 
@@ -79,6 +82,8 @@ class Hearer:
     """A handler that would count an event twice if it were asked twice."""
 
     poison: set[int] = field(default_factory=set)
+    ignores_what_it_knows: bool = False
+    """As the handlers of the services do; otherwise it counts twice what it is given twice."""
     asked: list[list[int]] = field(default_factory=list)
     """Numbers of each batch it was given."""
     failures: list[Exception] = field(default_factory=list)
@@ -94,10 +99,15 @@ class Hearer:
         for event in batch:
             if event.number in self.poison:
                 raise PoisonError(event.words)
-        await turn.tx.execute(
-            text("insert into heard (patient, number) values (:patient, :number)"),
-            [{"patient": event.patient, "number": event.number} for event in batch],
-        )
+        for event in batch:
+            known = self.ignores_what_it_knows and await turn.tx.scalar(
+                text("select true from heard where number = :number"), {"number": event.number}
+            )
+            if not known:
+                await turn.tx.execute(
+                    text("insert into heard (patient, number) values (:patient, :number)"),
+                    {"patient": event.patient, "number": event.number},
+                )
         if self.hold is not None:
             self.holding.set()
             await self.hold.wait()
@@ -338,6 +348,17 @@ class KafkaLog(Log):
         await self.owner.execute(
             "update screening.place set position = position + $1 where position >= 0", by
         )
+
+    async def with_partitions(self, count: int) -> "KafkaLog":
+        """Another log in the same database, of so many partitions; with 0 it has no topics."""
+        link = Link(self.link.bootstrap, prefix=f"{self.link.prefix}{count}.")
+        if count:
+            await create_topics(link, KINDS, partitions=count, replication=1)
+        return KafkaLog(self.producer, self.service, self.owner, link)
+
+    @property
+    def topic(self) -> str:
+        return self.link.topic(Stated.type)
 
     async def carried(self) -> None:
         """The outbox has been trimmed: all of it is on Kafka."""

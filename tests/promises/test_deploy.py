@@ -1,6 +1,5 @@
 """What deploy/ says is true: commands, variables, ports, probes, references, hardening."""
 
-import ast
 import json
 import re
 import shutil
@@ -129,9 +128,8 @@ def dockerfile(deploy: Path) -> str:
 def commands_exist(deploy: Path) -> None:
     command = typer.main.get_command(app)
     known = set(getattr(command, "commands"))  # noqa: B009 - click is typer's own here
-    assert ast.literal_eval(
-        re.findall(r"^ENTRYPOINT (.*)$", dockerfile(deploy), re.MULTILINE)[0]
-    ) == ["passerelle"]
+    (entry,) = re.findall(r"^ENTRYPOINT (.*)$", dockerfile(deploy), re.MULTILINE)
+    assert json.loads(entry) == ["passerelle"]
     run = [one["command"] for one in ours(deploy).values()]
     run += [one["args"] for one in containers(deploy)]
     assert {words[0] for words in run} <= known

@@ -5,33 +5,23 @@ break stands in its own class.
 """
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator, Callable
 from uuid import uuid4
 
 import pytest
 from structlog.testing import capture_logs
 
 from services.plumbing import eventlog
-from services.plumbing.db import Database
 from services.plumbing.eventlog import LogError, append
-from services.plumbing.kafka import Link, create_topics
-from tests.broker import Broker
-from tests.conftest import FreshDatabase
 from tests.promises.log import (
     CANARY,
     CLOCK,
     PATIENCE,
-    TABLES,
     Hearer,
     KafkaLog,
     Log,
-    Stated,
     Unheard,
     stated,
 )
-
-_numbers = itertools.count(1)
 
 
 class LogPromises:
@@ -257,24 +247,12 @@ class LogPromises:
 
 class TestPostgresCarrier(LogPromises):
     @pytest.fixture
-    async def log(
-        self, database: FreshDatabase, db: Callable[[str], Database]
-    ) -> AsyncIterator[Log]:
-        owner = await database.owner()
-        await owner.execute(TABLES)
-        yield Log(db("ingest"), db("screening"), owner)
-        await owner.close()
+    def log(self, postgres_log: Log) -> Log:
+        return postgres_log
 
 
 @pytest.mark.kafka
 class TestKafkaCarrier(LogPromises):
     @pytest.fixture
-    async def log(
-        self, broker: Broker, database: FreshDatabase, db: Callable[[str], Database]
-    ) -> AsyncIterator[KafkaLog]:
-        owner = await database.owner()
-        await owner.execute(TABLES)
-        link = Link(broker.bootstrap, prefix=f"{database.name}.")
-        await create_topics(link, [Stated.type, Unheard.type], partitions=1, replication=1)
-        yield KafkaLog(db("ingest"), db("screening"), owner, link)
-        await owner.close()
+    def log(self, kafka_log: KafkaLog) -> Log:
+        return kafka_log
