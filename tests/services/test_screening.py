@@ -584,7 +584,7 @@ async def test_pt_10_a_sweep_at_any_rhythm_ends_where_a_single_one_does(
     mine = [replace(v, patient=Q, encounter=key(f"q-{n}")) for n, v in enumerate(four_visits())]
     await screening.take(*four_visits(), *mine, now="2026-08-08 13:00-04")
     now = at("2026-08-08 13:00-04")
-    for days in (3, 20, 50, 60, 30, 1):
+    for days in (3, 20, 50, 60, 30, 16):
         now += timedelta(days=days)
         async with screening.db.work() as tx:
             await tx.execute(text("select 1 from patient where key = :k for update"), {"k": Q})
