@@ -4,7 +4,7 @@ A card is work state: who has it, how far it is, why it was taken back. What it 
 patient is composed anew at each attempt and view, from a Permit (`compose`), and never stored.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -13,7 +13,7 @@ from typing import Final
 from uuid import UUID
 
 from services.notify import recount
-from services.notify.consent import Permit
+from services.notify.consent import Code, Item, Permit
 from services.notify.recount import Standing, State, View
 
 NEWS_MAX_AGE: Final = timedelta(hours=72)
@@ -117,7 +117,6 @@ class What(StrEnum):
     THRESHOLD = "threshold-reached"
     LEFT_ED = "left-ed"
     DISCHARGED = "discharged"
-    DIED = "died"
 
 
 class Moment(StrEnum):
@@ -258,8 +257,6 @@ class Card:
     """This clinic captured the Consent that took it back: it may be told so (CS-43)."""
     surviving: UUID | None = None
     """Merged: the surviving patient's card at this clinic."""
-    told: Mapping[str, int] = field(default_factory=dict)
-    """Counts by kind as the recipient last saw them, to say "corrected from 4 to 3"."""
     notes: tuple[Note, ...] = field(default=(), repr=False)
     outputs: tuple[Mapping[str, object], ...] = field(default=(), repr=False)
     before: Mapping[str, str | None] | None = None
@@ -292,6 +289,25 @@ class EpisodeNews:
     void: bool
     encounters: tuple[UUID, ...]
     joined_into: UUID | None = None
+    labels: frozenset[Code] | None = field(default=None, repr=False)
+    """Of all its encounters; None if any is not assessed."""
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """What a moment of it tells: that each of its encounters was (CS-44)."""
+        return tuple(
+            Item(
+                id=f"Encounter/{key}",
+                kind="Encounter",
+                custodian=f"Organization/{self.site}",
+                labels=self.labels,
+                encounter=f"Encounter/{key}",
+            )
+            for key in self.encounters
+        )
+
+    def visible_to(self, released: frozenset[str]) -> bool:
+        return all(f"Encounter/{key}" in released for key in self.encounters)
 
 
 def compose(standing: Standing, permit: Permit) -> View:
@@ -321,6 +337,8 @@ def brought_up_to(card: Card, news: EpisodeNews, now: datetime) -> Card:
     announced = news.moment in RESURFACING and now - news.at <= NEWS_MAX_AGE
     if not announced or by_admission or card.moment is news.moment:
         return known
+    if card.status is Status.REQUESTED and card.seen is None and news.at <= card.opened:
+        return known  # it happened before the card came; nobody has looked at it yet
     if card.status in CLOSED and card.dismissal in STAYS_CLOSED:
         return known
     what = OPENING.get(news.moment, card.what) if card.what is not What.THRESHOLD else card.what
@@ -403,6 +421,206 @@ def shown_reason(card: Card) -> Why | None:
     if card.why is Why.CONSENT_WITHDRAWN and not card.by_own_consent:
         return Why.NO_LONGER_APPLIES
     return card.why
+
+
+# --- what becomes of a patient's cards at one clinic ------------------------------------------
+
+
+class Event(StrEnum):
+    """What a clinic's system is told of a card (CA-50)."""
+
+    OPENED = "opened"
+    RESURFACED = "re-surfaced"
+    CHANGED = "changed"
+    RETRACTED = "retracted"
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """All that settles one patient's cards at one clinic, at one instant."""
+
+    clinic: str
+    patient: UUID
+    now: datetime
+    routed: bool
+    """A confirmed panel row is in force."""
+    owner: str | None
+    view: View | None
+    """Of the first who may be told; None: nobody may."""
+    released: frozenset[str]
+    on_hold: bool
+    by_own_consent: bool
+    """The clinic itself captured the Consent that refuses."""
+    inbox: bool
+    standing: Standing
+    cause: Cause
+    retracts: bool
+    merged: bool
+    spell: int
+    quiet: bool
+    """The present flagged time began quietly (CT-42)."""
+    newly_told: bool
+    """By a Consent, a panel row or the calendar it may be told now, and could not before."""
+    episodes: Sequence[EpisodeNews]
+    said_otherwise: bool
+    """What a card says of the standing differs from what it said when last settled."""
+    counts_before: Mapping[str, int]
+    due: Callable[[datetime], datetime]
+
+
+def settle(s: Situation, cards: Sequence[Card], new_id: Callable[[], UUID]) -> dict[UUID, Card]:
+    """The cards that are new or changed. `cards`: all the clinic has of this patient, of
+    retired keys too. Nothing here has a version yet.
+    """
+    found = {c.id: c for c in cards}
+    for card in cards:
+        if card.patient != s.patient:
+            found[card.id] = taken_back(card, Why.MERGED, s.now)
+        elif s.view is None or not s.routed:
+            found[card.id] = _refused(card, s)
+    if s.view is not None and s.routed:
+        own = [c for c in cards if c.patient == s.patient]
+        found |= {c.id: c for c in _settle_told(s, s.view, own, new_id)}
+    before = {c.id: c for c in cards}
+    return {id_: c for id_, c in found.items() if before.get(id_) is not c}
+
+
+def _refused(card: Card, s: Situation) -> Card:
+    if card.status in TAKEN_BACK:
+        return card
+    if not s.routed:
+        why = Why.PANEL_CHANGED
+    else:
+        why = Why.NO_LONGER_APPLIES if s.on_hold else Why.CONSENT_WITHDRAWN
+    return replace(taken_back(card, why, s.now), by_own_consent=s.by_own_consent)
+
+
+def _settle_told(
+    s: Situation, view: View, own: Sequence[Card], new_id: Callable[[], UUID]
+) -> list[Card]:
+    flagged = view.state is State.FLAGGED
+    cards = [awakened(card, s.now) for card in own]
+    if not flagged and not view.whole:
+        return [taken_back(card, Why.NO_LONGER_APPLIES, s.now) for card in cards]
+    cards = [_after_change(card, s, view) for card in cards]
+    for news in s.episodes:
+        cards = _after_news(cards, news, s, view, new_id)
+    if flagged and _crossed(s, cards):
+        cards = _with_threshold(cards, s, new_id)
+    return [replace(c, inbox=s.inbox) if c.inbox != s.inbox and c.is_open else c for c in cards]
+
+
+def _after_change(card: Card, s: Situation, view: View) -> Card:
+    """The standing changed: is the card still true, and what must be said on it?"""
+    if card.status in TAKEN_BACK or not s.said_otherwise:
+        return card
+    counts = {str(kind): view.count(kind) for kind in recount.Kind}
+    corrected = s.cause in {Cause.CORRECTION, Cause.VOID, Cause.MERGE, Cause.UNMERGE}
+    text = correction_note(s.counts_before, counts) if corrected else None
+    if view.state is not State.FLAGGED:
+        why = reason_to_take_back(s.cause, retracts=s.retracts, merged=s.merged)
+        if why is not None:
+            after = taken_back(card, why, s.now)
+            if after.status in TAKEN_BACK:
+                return after
+            return noted(card, text or str(why), s.now)
+        return noted(card, f"no longer flagged: {s.cause}", s.now)
+    if text is not None:
+        return noted(card, text, s.now)
+    return replace(card)  # as it was, in a new version: what it says has changed
+
+
+def _after_news(
+    cards: Sequence[Card],
+    news: EpisodeNews,
+    s: Situation,
+    view: View,
+    new_id: Callable[[], UUID],
+) -> list[Card]:
+    key = f"episode:{news.episode}"
+    alive = [c for c in cards if c.key == key and c.status not in TAKEN_BACK]
+    others = [c for c in cards if c not in alive]
+    if news.joined_into is not None:
+        return others + [_joined(c, news.joined_into, others, s.now) for c in alive]
+    if news.void:
+        return others + [
+            c if c.what is What.THRESHOLD else taken_back(c, Why.VISIT_CANCELLED, s.now)
+            for c in alive
+        ]
+    if alive:
+        return others + [brought_up_to(c, news, s.now) for c in alive]
+    what = opens(news, view, s.now)
+    taken = any(c.key == key and c.applied >= news.sequence for c in cards)
+    if what is None or not news.visible_to(s.released) or (taken and not s.newly_told):
+        return list(cards)
+    return [*cards, _opened(s, key, what, new_id, news)]
+
+
+def _joined(card: Card, into: UUID, others: Sequence[Card], now: datetime) -> Card:
+    """Its episode is part of an older one: the card goes with it, unless that has one (CT-26)."""
+    key = f"episode:{into}"
+    if any(c.key == key and c.status not in TAKEN_BACK for c in others):
+        return taken_back(card, Why.NO_LONGER_APPLIES, now)
+    return replace(card, key=key)
+
+
+def _crossed(s: Situation, cards: Sequence[Card]) -> bool:
+    """Whether a threshold card is due: once in a flagged time, quiet entries excepted; and when
+    it may first be told (CA-43).
+    """
+    of_spell = [c for c in cards if c.spell == s.spell and c.what is What.THRESHOLD]
+    if any(c.status not in TAKEN_BACK for c in of_spell):
+        return False
+    if s.newly_told:
+        return True
+    return not s.quiet and not of_spell
+
+
+def _with_threshold(cards: Sequence[Card], s: Situation, new_id: Callable[[], UUID]) -> list[Card]:
+    """A threshold crossed during an episode joins that episode's card (NW-10)."""
+    key = episode_key(s.standing.episode, s.spell)
+    news = next((n for n in s.episodes if f"episode:{n.episode}" == key), None)
+    for card in cards:
+        if card.key == key and card.status not in TAKEN_BACK:
+            joined = replace(card, what=What.THRESHOLD, spell=s.spell, surfaced=s.now, seen=None)
+            return [joined if c is card else c for c in cards]
+    visible = news if news is not None and news.visible_to(s.released) else None
+    return [*cards, _opened(s, key, What.THRESHOLD, new_id, visible)]
+
+
+def _opened(
+    s: Situation, key: str, what: What, new_id: Callable[[], UUID], news: EpisodeNews | None
+) -> Card:
+    return Card(
+        id=new_id(),
+        clinic=s.clinic,
+        patient=s.patient,
+        key=key,
+        spell=s.spell,
+        what=what,
+        tier=Tier.TODAY,
+        status=Status.REQUESTED,
+        version=0,
+        opened=s.now,
+        updated=s.now,
+        surfaced=s.now,
+        owner=s.owner,
+        due=s.due(s.now),
+        moment=None if news is None else news.moment,
+        moment_at=None if news is None else news.at,
+        site=None if news is None else news.site,
+        applied=0 if news is None else news.sequence,
+        inbox=s.inbox,
+    )
+
+
+def event_of(before: Card | None, after: Card) -> Event:
+    """What the clinic is told of a change."""
+    if before is None:
+        return Event.OPENED
+    if after.status in TAKEN_BACK:
+        return Event.RETRACTED
+    return Event.RESURFACED if after.surfaced != before.surfaced else Event.CHANGED
 
 
 def in_order(cards: Sequence[Card]) -> list[Card]:

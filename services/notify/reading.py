@@ -8,8 +8,14 @@ import re
 from calendar import monthrange
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from functools import cache
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
+from schemas.envelope import Coding
+from schemas.episode_changed_v1 import EpisodeChanged, EpisodeMoment
+from schemas.flag_changed_v1 import Explanation, Item, Measure
+from services.notify import card, recount
 from services.notify.consent import (
     PARTICIPATION,
     TERMINOLOGY,
@@ -78,6 +84,21 @@ def directive(resource: Json, zone: tzinfo) -> Directive:
         root=root,
         by_relatives_alone=_by_relatives_alone(resource.get("performer")),
         computable=computable,
+    )
+
+
+def unreadable(id_: str) -> Directive:
+    """A Consent whose text cannot be had: it denies everything (CS-13)."""
+    return Directive(
+        id=id_,
+        version=None,
+        active=True,
+        privacy=True,
+        patient=Reference(None),
+        dated=None,
+        base=None,
+        root=None,
+        computable=False,
     )
 
 
@@ -254,13 +275,127 @@ def _bounds(node: Any, zone: tzinfo) -> tuple[datetime, datetime] | None:
         raise UnreadableError("dateTime")
     first = date(year, month or 1, day or 1)
     last = date(year, month or 12, day or monthrange(year, month or 12)[1])
-    return _midnight(first, zone), _midnight(last + timedelta(days=1), zone) - _LAST
+    return midnight(first, zone), midnight(last + timedelta(days=1), zone) - _LAST
 
 
-def _midnight(day: date, zone: tzinfo) -> datetime:
+@cache
+def zone(name: str) -> ZoneInfo:
+    return ZoneInfo(name)
+
+
+def midnight(day: date, zone: tzinfo) -> datetime:
+    """The first instant of a day."""
     return datetime.combine(day, time(), zone).astimezone(UTC)
 
 
-def patients_named(resources: Iterable[Json]) -> list[Reference]:
-    """Whom each Consent is about, as its sender said it."""
-    return [_reference(r.get("patient")) for r in resources]
+def after(day: date, zone: tzinfo) -> datetime:
+    """The first instant that is not of that day any more."""
+    return midnight(day + timedelta(days=1), zone)
+
+
+# --- screening's events -----------------------------------------------------------------------
+
+_KIND: Final = {
+    Measure.ED_VISITS: recount.Kind.ED,
+    Measure.HOSPITAL_EPISODES: recount.Kind.HOSPITAL,
+}
+_MOMENT: Final = {
+    EpisodeMoment.ARRIVED: card.Moment.ARRIVED,
+    EpisodeMoment.LEFT: card.Moment.LEFT,
+    EpisodeMoment.ADMITTED: card.Moment.ADMITTED,
+    EpisodeMoment.DISCHARGED: card.Moment.DISCHARGED,
+    EpisodeMoment.DIED: card.Moment.DIED,
+    EpisodeMoment.CORRECTED: card.Moment.CORRECTED,
+}
+
+
+def standing(told: Explanation, sequence: int) -> recount.Standing:
+    """An explanation as the rules see it."""
+    return recount.Standing(
+        patient=told.patient,
+        sequence=sequence,
+        state=recount.State(told.state),
+        held=told.held,
+        since=told.since,
+        next_change=None if told.next_change is None else told.next_change.at,
+        as_of=told.as_of,
+        policy=f"{told.policy.name}/{told.policy.version}",
+        clauses=tuple(
+            recount.Clause(
+                kind=_KIND[c.measure],
+                at_least=c.at_least,
+                days=c.days,
+                leads_to=recount.State(c.state),
+                count=c.count,
+                met=c.met,
+            )
+            for c in told.clauses
+        ),
+        every=told.flag_when == "all",
+        units=tuple(_unit(item) for item in told.items),
+        known_sites=told.coverage.known_sites,
+        connected_sites=told.coverage.connected_sites,
+        complete=told.coverage.complete,
+        episode=told.episode,
+        pathway=told.pathway,
+        hold_until=told.hold_until,
+        outside_window=told.outside_window,
+    )
+
+
+def _unit(item: Item) -> recount.Unit:
+    return recount.Unit(
+        kind=recount.Kind(item.kind),
+        anchor=item.anchor,
+        end=item.end,
+        sites=item.sites,
+        visits=tuple(
+            recount.Visit(
+                key=e.key,
+                site=e.site,
+                start=e.start,
+                end=e.end,
+                labels=codes(e.labels),
+                codes=codes(e.codes),
+            )
+            for e in item.encounters
+        ),
+        counted=item.counted,
+        precision=item.precision,
+        reason=None if item.reason is None else item.reason.code,
+        rule=None if item.reason is None else item.reason.rule,
+        notes=tuple(note.code for note in item.notes),
+    )
+
+
+def codes(codings: Iterable[Coding] | None) -> frozenset[Code] | None:
+    """None = not known; an empty set = known and none."""
+    return None if codings is None else frozenset(Code(c.system, c.code) for c in codings)
+
+
+def episode_news(event: EpisodeChanged) -> card.EpisodeNews:
+    return card.EpisodeNews(
+        episode=event.episode,
+        sequence=event.sequence,
+        moment=_MOMENT[event.moment],
+        at=event.at,
+        site=event.site,
+        in_hospital=event.in_hospital,
+        ended=event.ended,
+        void=event.void,
+        encounters=event.encounters,
+        joined_into=event.joined_into,
+        labels=codes(event.labels),
+    )
+
+
+# --- a card's values as FHIR has them ---------------------------------------------------------
+
+
+def owner_reference(owner: str | None, clinic: str) -> str:
+    """The nurse's role, or the clinic as a pool."""
+    return f"Organization/{clinic}" if owner is None else f"PractitionerRole/{owner}"
+
+
+def priority(tier: card.Tier) -> str:
+    return "urgent" if tier is card.Tier.NOW else "routine"

@@ -1,0 +1,375 @@
+"""Who may be told what of a patient, now: the store's facts, judged by consent.py.
+
+Every attempt, read, search match and page comes through `tell`; nothing else makes a view.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
+from uuid import UUID
+
+from schemas.flag_changed_v1 import Explanation
+from services.notify import card as cards
+from services.notify import consent, panel, reading, recount
+from services.notify.card import Card
+from services.notify.consent import (
+    Decision,
+    Default,
+    Directive,
+    Directory,
+    Hold,
+    Permit,
+    Policy,
+    Profile,
+    Reason,
+    Request,
+    Withhold,
+)
+from services.notify.recount import Standing, State, View
+from services.notify.store import Box, Facts, PanelRow
+from services.plumbing.region import Clinic, Person, Region, Site
+from services.plumbing.sealing import SealBrokenError, Seals, Tokens, UnknownKeyError
+
+SEES_PATIENTS = frozenset({"clinic_cm", "physician", "lead_md"})
+"""Roles at a clinic that may see its patients: who reads its shared inbox (CS-33, NW)."""
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What deciding and composing need besides the database."""
+
+    region: Callable[[], Region]
+    seals: Seals = field(repr=False)
+    tokens: Tokens = field(repr=False)
+    base: str
+    """Public `[base]` of the clinics' door, without a slash at its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one recipient may see of one patient. Made anew each time; never kept."""
+
+    facts: Facts
+    decision: Decision
+    standing: Standing | None
+    view: View | None
+    """None: a refusal, or nothing is known that could be told."""
+
+    @property
+    def released(self) -> frozenset[str]:
+        return self.decision.released if isinstance(self.decision, Permit) else frozenset()
+
+    def shows(self, card: Card) -> bool:
+        """Whether this card, with its content, is there for this recipient."""
+        if self.view is None or not self.releases(card):
+            return False
+        return self.view.whole or self.view.state is State.FLAGGED
+
+    def releases(self, card: Card) -> bool:
+        """A card made by a moment of an episode tells of that episode."""
+        if card.what is cards.What.THRESHOLD:
+            return True
+        news = self.news(card)
+        return news is not None and news.visible_to(self.released)
+
+    def trimmed(self, card: Card) -> Card:
+        """Without the last event, where its episode is hidden from this recipient."""
+        news = self.news(card)
+        if news is None or news.visible_to(self.released):
+            return card
+        return replace(card, moment=None, moment_at=None, site=None)
+
+    def news(self, card: Card) -> cards.EpisodeNews | None:
+        """The newest of the card's episode, whether visible or not."""
+        kept = [n for n in self.facts.episodes if f"episode:{n.episode}" == card.key]
+        return kept[-1] if kept else None
+
+
+# --- the region's answers ---------------------------------------------------------------------
+
+
+def policy_of(region: Region) -> Policy:
+    said = region.consent
+    return Policy(
+        default=Default(said.default),
+        profile=Profile(said.profile),
+        optin_purposes=frozenset(said.optin_purposes),
+        zone=reading.zone(said.timezone),
+    )
+
+
+def clinics_of(region: Region) -> frozenset[str]:
+    return frozenset(clinic.id for clinic in region.clinics)
+
+
+def is_active(person: Person, on: date) -> bool:
+    return person.active_until is None or on <= person.active_until
+
+
+def readers_of(region: Region, clinic: str, on: date) -> tuple[str, ...]:
+    """Who reads the shared inbox of a clinic; empty: the region file keeps no such list."""
+    return tuple(
+        sorted(
+            f"Practitioner/{p.id}"
+            for p in region.people
+            if p.clinic == clinic and SEES_PATIENTS & set(p.roles) and is_active(p, on)
+        )
+    )
+
+
+def directory_of(region: Region, base: str) -> Directory:
+    organisations: list[Site | Clinic] = [*region.sites, *region.clinics]
+    groups: dict[str, set[str]] = {
+        f"Practitioner/{p.id}": {f"PractitionerRole/{p.id}"} for p in region.people
+    }
+    for group in region.groups:
+        for member in group.members:
+            groups[f"Practitioner/{member}"].add(f"{group.kind}/{group.id}")
+    affiliation = {
+        f"Practitioner/{p.id}": frozenset(
+            f"Organization/{place}" for place in (p.clinic, p.site) if place is not None
+        )
+        for p in region.people
+    }
+    identifiers = {
+        said: f"Organization/{clinic.id}"
+        for clinic in region.clinics
+        for said in clinic.identifiers
+    }
+    return Directory(
+        part_of={
+            f"Organization/{one.id}": f"Organization/{one.part_of}"
+            for one in organisations
+            if one.part_of is not None
+        },
+        affiliation=affiliation,
+        groups={person: frozenset(held) for person, held in groups.items()},
+        identifiers=identifiers,
+        bases=(base,),
+    )
+
+
+# --- what is kept sealed ----------------------------------------------------------------------
+
+
+def opened(house: House, owner: UUID, boxes: Mapping[str, Box], name: str) -> str | None:
+    """One sealed field; None if it is not there or cannot be opened, which is never a guess."""
+    box = boxes.get(name)
+    if box is None:
+        return None
+    try:
+        return house.seals.open(owner, name, *box)
+    except (UnknownKeyError, SealBrokenError):
+        return None
+
+
+def demographic(house: House, facts: Facts, name: str) -> str | None:
+    """A field as a hospital sent it, of the surviving key first."""
+    rows = sorted(facts.rows, key=lambda row: (row.key != facts.patient, row.key))
+    for row in rows:
+        value = opened(house, row.key, row.demographics, name)
+        if value is not None:
+            return value
+    return None
+
+
+def birth_date(house: House, facts: Facts) -> date | None:
+    said = demographic(house, facts, "birthDate")
+    try:
+        return None if said is None else date.fromisoformat(said)
+    except ValueError:
+        return None
+
+
+def directives(house: House, facts: Facts, policy: Policy) -> list[Directive]:
+    """The patient's Consents, opened and read. One that does not open denies everything."""
+    found = []
+    for row in facts.consents:
+        try:
+            body = json.loads(house.seals.open(row.uid, "consent", *row.body))
+            read = reading.directive(body, policy.zone)
+        except (UnknownKeyError, SealBrokenError, ValueError):
+            read = reading.unreadable(row.id)
+        found.append(
+            replace(
+                read,
+                id=row.id,
+                version=row.version,
+                active=row.status == "active",
+                patient=consent.Reference(f"Patient/{facts.patient}"),
+                computable=read.computable and not row.disputed,
+            )
+        )
+    return found
+
+
+# --- the question and its answer --------------------------------------------------------------
+
+
+def panel_rows(facts: Facts, now: datetime) -> list[panel.Row]:
+    """The panel as the routing rule sees it. A superseded row is one that has ended."""
+    return [
+        panel.Row(
+            clinic=row.clinic,
+            nurse=row.nurse,
+            confirmed=row.confirmed_on is not None,
+            start=row.starts,
+            end=date.min if row.superseded is not None and row.superseded <= now else row.ends,
+        )
+        for row in facts.panel
+    ]
+
+
+def today(region: Region, now: datetime) -> date:
+    return now.astimezone(reading.zone(region.timezone)).date()
+
+
+def routes(region: Region, facts: Facts, now: datetime) -> list[panel.Route]:
+    return panel.routes(panel_rows(facts, now), today(region, now), clinics_of(region))
+
+
+def present_row(facts: Facts, clinic: str) -> PanelRow | None:
+    """The clinic's own present row of the patient: its phone, language, contact note."""
+    rows = [r for r in facts.panel if r.clinic == clinic and r.superseded is None]
+    return rows[-1] if rows else None
+
+
+def standing_of(facts: Facts) -> Standing | None:
+    row = facts.standing
+    if row is None:
+        return None
+    return reading.standing(Explanation.model_validate_json(row.explanation), row.sequence)
+
+
+def question(
+    house: House,
+    facts: Facts,
+    standing: Standing,
+    *,
+    clinic: str,
+    readers: Sequence[str],
+    at: datetime,
+) -> Request:
+    """What is asked of the consent rules: each encounter that a card would tell of (CS-02)."""
+    region = house.region()
+    items = {item.id: item for news in facts.episodes for item in news.items}
+    items |= {item.id: item for item in recount.items(standing)}
+    return Request(
+        at=at,
+        patient=f"Patient/{facts.patient}",
+        aliases=frozenset(f"Patient/{key}" for key in facts.keys),
+        birth_date=birth_date(house, facts),
+        recipient=f"Organization/{clinic}",
+        readers=tuple(readers),
+        items=tuple(items[name] for name in sorted(items)),
+        circle=any(route.clinic == clinic for route in routes(region, facts, at)),
+        directory=directory_of(region, house.base),
+        met=lambda released: recount.is_met(standing, released, at),
+    )
+
+
+def tell(
+    house: House,
+    facts: Facts,
+    clinic: str,
+    readers: Sequence[str],
+    at: datetime,
+    *,
+    standing: Standing | None = None,
+) -> Told:
+    """Decide for these readers of `clinic`, and compose what they may see."""
+    standing = standing or standing_of(facts)
+    policy = policy_of(house.region())
+    if standing is None:
+        return Told(facts, _nothing_known(facts, clinic, readers, at, policy), None, None)
+    asked = question(house, facts, standing, clinic=clinic, readers=readers, at=at)
+    try:
+        decision = consent.decide(directives(house, facts, policy), asked, policy)
+    except Exception:  # noqa: BLE001 - whatever fails in it, nothing goes out and a person sees it
+        decision = consent.on_hold(asked, policy, Reason.DECISION_ERROR)
+    view = cards.compose(standing, decision) if isinstance(decision, Permit) else None
+    return Told(facts, decision, standing, view)
+
+
+def _nothing_known(
+    facts: Facts, clinic: str, readers: Sequence[str], at: datetime, policy: Policy
+) -> Withhold:
+    asked = Request(
+        at=at,
+        patient=f"Patient/{facts.patient}",
+        recipient=f"Organization/{clinic}",
+        readers=tuple(readers),
+        items=(),
+        circle=False,
+    )
+    decision = consent.decide([], asked, policy)
+    assert isinstance(decision, Withhold)
+    return decision
+
+
+def tell_inbox(house: House, facts: Facts, clinic: str, at: datetime) -> Told:
+    """For a clinic's EMR and whoever reads it."""
+    region = house.region()
+    return tell(house, facts, clinic, readers_of(region, clinic, today(region, at)), at)
+
+
+def tell_person(house: House, facts: Facts, clinic: str, person: str, at: datetime) -> Told:
+    """For one person of the clinic, on a page."""
+    return tell(house, facts, clinic, (f"Practitioner/{person}",), at)
+
+
+def tell_anyone(house: House, facts: Facts, route: panel.Route, at: datetime) -> tuple[Told, bool]:
+    """For the inbox, else for the first single reader who may: the assigned nurse before the
+    others (CS-33). With whether it is the inbox.
+    """
+    region = house.region()
+    inbox = tell_inbox(house, facts, route.clinic, at)
+    if inbox.view is not None:
+        return inbox, True
+    readers = readers_of(region, route.clinic, today(region, at))
+    nurse = None if route.nurse is None else f"Practitioner/{route.nurse}"
+    for reader in sorted(readers, key=lambda r: (r != nurse, r)):
+        told = tell(house, facts, route.clinic, (reader,), at)
+        if told.view is not None:
+            return told, False
+    return inbox, True
+
+
+def look_again_at(house: House, facts: Facts, told: Told, at: datetime) -> datetime | None:
+    """When time alone may change what is told: consents, a recount, a panel row (CS-51)."""
+    if told.standing is None:
+        return None
+    region = house.region()
+    policy = policy_of(region)
+    instants: list[datetime | None] = [
+        recount.changes_by_itself(told.standing, told.released, at) if told.view else None
+    ]
+    if facts.consents:
+        clinic = told.decision.recipient.removeprefix("Organization/")
+        asked = question(house, facts, told.standing, clinic=clinic, readers=(), at=at)
+        instants.append(consent.decide_again_at(directives(house, facts, policy), asked, policy))
+    zone = reading.zone(region.timezone)
+    for row in facts.panel:
+        if row.superseded is None:
+            instants += [
+                reading.midnight(row.starts, zone) if row.starts else None,
+                reading.after(row.ends, zone) if row.ends else None,
+            ]
+    return min((i for i in instants if i is not None and i > at), default=None)
+
+
+def kind_of(decision: Decision) -> str:
+    match decision:
+        case Permit():
+            return "permit"
+        case Withhold():
+            return "withhold"
+        case Hold():
+            return "hold"
+
+
+def reasons_of(decision: Decision) -> frozenset[str]:
+    if isinstance(decision, Permit):
+        return frozenset(str(r) for f in decision.findings for r in f.reasons)
+    return frozenset(str(r) for r in decision.reasons)
