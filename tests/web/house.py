@@ -53,12 +53,17 @@ class House:
 
 @contextlib.asynccontextmanager
 async def house(
-    db: Callable[[str], Database], desk: Desk, folder: Path, *, phone: str = "555-0100"
+    db: Callable[[str], Database],
+    desk: Desk,
+    folder: Path,
+    *,
+    people: region.Region | None = None,
+    phone: str = "555-0100",
 ) -> AsyncIterator[House]:
-    """Both apps, as long as the block lasts, with the people of the demo's region."""
+    """Both apps, as long as the block lasts; by default with the people of the demo's region."""
     ports = free_port(), free_port()
     issuer, url = (f"http://127.0.0.1:{port}" for port in ports)
-    people = region.load(REGION_FILE)
+    people = people or region.load(REGION_FILE)
     settings = Settings(
         issuer=issuer,
         notify_url=url,

@@ -63,6 +63,8 @@ class Ask:
 
     who: Caller
     language: Language
+    session: UUID
+    """Names it in the audit, and opens nothing."""
     request: Request
     """For the audit trail alone."""
     background: bool = False
@@ -147,7 +149,7 @@ class Pages:
     ) -> Response:
         """N1. A refresh (NW-31) gets the list only if it differs from the one it shows."""
         chosen = _one_of(Filter, request.query_params.get("show"), Filter.ALL)
-        order = _one_of(Order, request.query_params.get("sort"), Order.DUE)
+        order = _one_of(Order, request.query_params.get("sort"), Order.LATEST)
         seen = await self._desk.my_list(self._ask(request, who), chosen, order)
         return await self._refreshed(
             request, seen, "list.html", seen.content, {"list": seen.content}
@@ -166,7 +168,7 @@ class Pages:
             _of_card(seen.content),
             {
                 "shown": seen.content,
-                "taken": "taken" in request.query_params and seen.content.card.mine,
+                "taken": "taken" in request.query_params and not seen.content.card.takeable,
             },
         )
 
@@ -329,7 +331,7 @@ class Pages:
                 "lines": lines,
                 "both": both,
                 "again": away,
-                "number": rejection.reference if isinstance(rejection, SignInProblem) else None,
+                "number": getattr(rejection, "reference", None),
             },
             status=rejection.status,
         )
@@ -397,6 +399,7 @@ class Pages:
         return Ask(
             who=who,
             language=self._words(request, request.state.session).language,
+            session=request.state.session.key,
             request=request,
             background="x-background" in request.headers,
             prefetch="prefetch" in request.headers.get("sec-purpose", ""),

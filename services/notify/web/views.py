@@ -99,6 +99,7 @@ class Filter(StrEnum):
 class Order(StrEnum):
     """How the table of tier B is sorted; the value is also the query's."""
 
+    LATEST = "latest"
     DUE = "due"
     PATIENT = "patient"
     OWNER = "owner"
@@ -192,7 +193,9 @@ class Card:
     owner: str | None = None
     """None: the clinic's group."""
     mine: bool = False
+    """The reader is its owner, whether or not they have taken it on."""
     takeable: bool = False
+    """It is open, and the reader does not have it in hand already."""
     retracted: str | None = None
     """Why it was taken back (CA-30)."""
 
@@ -208,7 +211,7 @@ class MyList:
     due_today: int = 0
     snoozed: int = 0
     chosen: Filter = Filter.ALL
-    order: Order = Order.DUE
+    order: Order = Order.LATEST
 
     def tier(self, tier: Tier) -> Sequence[Card]:
         return [card for card in self.cards if card.tier is tier]
@@ -278,12 +281,28 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Remark:
+    """Something that stands on a card. With none of the fields: the person is below again."""
+
+    at: datetime
+    text: str = field(default="", repr=False)
+    by: str | None = None
+    """Who wrote the text."""
+    before: int | None = None
+    after: int | None = None
+    """A count that was corrected, from and to (CA-31)."""
+    code: str | None = None
+    """Of a reason to take a card back, where the card stays."""
+
+
+@dataclass(frozen=True, slots=True)
 class CardPage:
     """N2, as far as this issue goes: the card, and why."""
 
     card: Card
     why: Why | None
     history: Sequence[Step] = ()
+    remarks: Sequence[Remark] = ()
 
 
 @dataclass(frozen=True, slots=True)
