@@ -6,7 +6,6 @@ with code and PKCE. What it must not do elsewhere it does here, and says so: any
 reach it signs in as anybody (NW-71). So it refuses to be reached from beyond this machine.
 """
 
-import asyncio
 import hashlib
 import hmac
 import secrets
