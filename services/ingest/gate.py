@@ -202,6 +202,40 @@ Encounter.location < BackboneElement
   status 0..1 code =encounter-location-status
   physicalType 0..1 CodeableConcept
   period 0..1 Period
+Age < Quantity
+Range < Element
+  low 0..1 Quantity
+  high 0..1 Quantity
+Annotation < Element
+  authorReference 0..1 Reference
+  authorString 0..1 string
+  time 0..1 dateTime
+  text 1..1 string
+Condition < DomainResource
+  identifier 0..* Identifier
+  clinicalStatus 0..1 CodeableConcept
+  verificationStatus 0..1 CodeableConcept
+  category 0..* CodeableConcept
+  severity 0..1 CodeableConcept
+  code 0..1 CodeableConcept
+  bodySite 0..* CodeableConcept
+  subject 1..1 Reference Patient|Group
+  encounter 0..1 Reference Encounter
+  onset[x] 0..1 dateTime|Age|Period|Range|string
+  abatement[x] 0..1 dateTime|Age|Period|Range|string
+  recordedDate 0..1 dateTime
+  recorder 0..1 Reference Practitioner|PractitionerRole|Patient|RelatedPerson
+  asserter 0..1 Reference Practitioner|PractitionerRole|Patient|RelatedPerson
+  stage 0..* Condition.stage
+  evidence 0..* Condition.evidence
+  note 0..* Annotation
+Condition.stage < BackboneElement
+  summary 0..1 CodeableConcept
+  assessment 0..* Reference ClinicalImpression|DiagnosticReport|Observation
+  type 0..1 CodeableConcept
+Condition.evidence < BackboneElement
+  code 0..* CodeableConcept
+  detail 0..* Reference
 Patient < DomainResource
   identifier 0..* Identifier
   active 0..1 boolean
@@ -286,6 +320,8 @@ class Lexical:
 def _lexical(pattern: str | None, advice: str, json: type = str) -> Lexical:
     return Lexical(json, re.compile(pattern) if pattern else None, advice)
 
+
+URI = re.compile(r"\S+")
 
 PRIMITIVES: Mapping[str, Lexical] = {
     "boolean": _lexical(None, "Send true or false, without quotes.", bool),
@@ -439,8 +475,11 @@ class _Judge:
         if kind in PRIMITIVES:
             self.primitive(value, element, path)
         elif kind == "Resource*":
-            if not (isinstance(value, dict) and isinstance(value.get("resourceType"), str)):
+            inner = value.get("resourceType") if isinstance(value, dict) else None
+            if not isinstance(inner, str):
                 self.note("structure", path, "Send a resource with its resourceType.")
+            elif inner in self.shapes:
+                self.complex(value, inner, path)
         elif kind != "*":
             self.complex(value, kind, path)
             if element.targets is not None and isinstance(value, dict):

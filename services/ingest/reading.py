@@ -70,6 +70,7 @@ class Reason(StrEnum):
     KEY_REUSED = "key-reused"
     IDENTITY_CONFLICT = "identity-conflict"
     TEMPORARY_IDENTITY = "temporary-identity"
+    MERGE_CIRCLE = "merge-circle"
 
 
 ADVICE: Mapping[Reason, str] = {
@@ -81,6 +82,7 @@ ADVICE: Mapping[Reason, str] = {
     Reason.KEY_REUSED: "Kept for a person: this visit number was another encounter's.",
     Reason.IDENTITY_CONFLICT: "Kept for a person: its identifiers belong to different patients.",
     Reason.TEMPORARY_IDENTITY: "Kept until the temporary identity is merged into a lasting one.",
+    Reason.MERGE_CIRCLE: "Kept for a person: this merge would go round in a circle.",
 }
 
 

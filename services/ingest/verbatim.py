@@ -65,6 +65,39 @@ def read_bundle(raw: bytes) -> tuple[Tree, list[str | None]]:
     return _object(text, _skip(text, 0), in_bundle)[0], texts
 
 
+def parameter(raw: bytes, name: str) -> str | None:
+    """The text of the resource that is the parameter `name` of Parameters; None if none is.
+
+    Raises `NotJsonError`.
+    """
+    text = _decoded(raw)
+    found: list[str] = []
+
+    def in_parameters(key: str, at: int) -> tuple[Any, int]:
+        return (
+            _array(text, at, each) if key == "parameter" and text[at] == "[" else _value(text, at)
+        )
+
+    def each(at: int) -> tuple[Any, int]:
+        if text[at] != "{":
+            return _value(text, at)
+        texts: list[str] = []
+
+        def in_parameter(key: str, start: int) -> tuple[Any, int]:
+            value, end = _value(text, start)
+            if key == "resource":
+                texts.append(text[start:end])
+            return value, end
+
+        said, end = _object(text, at, in_parameter)
+        if said.get("name") == name:
+            found.extend(texts)
+        return said, end
+
+    _object(text, _skip(text, 0), in_parameters)
+    return found[0] if len(found) == 1 else None
+
+
 def replaced(text: str, values: Mapping[str, str | Callable[[str | None], str]]) -> str:
     """The object `text` with the properties of `values` set to those JSON texts.
 

@@ -1,0 +1,86 @@
+"""The ingest service: builds it and runs it."""
+
+import asyncio
+import sys
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+
+from services.ingest.api import add_door
+from services.ingest.flow import House, Keys
+from services.ingest.waiting import look_after
+from services.plumbing import audit, carriers, process, settings, telemetry
+from services.plumbing.auth import Auth, Authority, authority_client, guard
+from services.plumbing.clock import Clock
+from services.plumbing.db import Database
+from services.plumbing.process import Background
+from services.plumbing.region import RegionError, RegionFile
+from services.plumbing.sealing import Seals, Tokens
+from services.plumbing.settings import IngestSettings, SettingsError
+from services.plumbing.web import make_app
+
+PORT = 8001
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The service's parts, for this process and for tests that run the same wiring."""
+
+    app: FastAPI
+    house: House
+    background: list[Background]
+
+
+def build(said: IngestSettings) -> Built:
+    """The service as `said` has it."""
+    db = Database(said.database_url.get_secret_value(), "ingest", pool=said.database_pool)
+    clock = Clock(said.clock)
+    region = RegionFile(said.region)
+    authority = Authority(said.issuer, authority_client(), jwks_url=said.jwks_url)
+    house = House(
+        db=db,
+        clock=clock,
+        region=region.current,
+        keys=Keys(Tokens(said.token_keys), Seals(said.date_keys, said.seal_keys)),
+        base=f"{said.ingest_url}/fhir",
+        authority=authority,
+    )
+    app = make_app("ingest", db)
+    guard(
+        app,
+        Auth(authority, said.audience, region.current),
+        audit.refusals(db, clock.now),
+    )
+    add_door(app, house)
+
+    async def held(stop: asyncio.Event) -> None:
+        await look_after(house, stop)
+
+    return Built(app, house, [held, *carriers.relaying(said, db)])
+
+
+async def run(said: IngestSettings) -> int:
+    """Serve until told to stop; the exit code."""
+    built = build(said)
+    try:
+        return await process.serve(
+            built.app, said.host, said.port or PORT, built.background, local=said.local
+        )
+    finally:
+        await built.house.db.close()
+        await built.house.authority.http.aclose()
+
+
+def main() -> int:
+    """`passerelle ingest`. Exit code 2: the settings or the region file are wrong."""
+    try:
+        said = settings.read(IngestSettings)
+        telemetry.set_up("ingest", said.log_level, said.otlp_endpoint)
+        return asyncio.run(run(said))
+    except (SettingsError, RegionError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
