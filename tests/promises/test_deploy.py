@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import kubernetes_validate
@@ -17,7 +17,7 @@ from pydantic_settings import SecretsSettingsSource
 
 from schemas import generate
 from services.cli.main import app
-from services.plumbing import region, settings
+from services.plumbing import region, settings, telemetry
 from services.plumbing.db import Database
 from services.plumbing.kafka import Link
 from services.plumbing.settings import SERVICES, Settings
@@ -442,3 +442,24 @@ def test_kustomize_builds_the_example(tmp_path: Path, secrets: Path) -> None:
         if (one["apiVersion"], one["kind"]) not in OPERATORS:
             version = kubernetes_validate.latest_version()
             kubernetes_validate.validate(one, version, strict=True)
+
+
+# The operators' handbook
+
+
+HANDBOOK = DEPLOY.parent / "docs/operations.md"
+
+
+def test_the_handbook_explains_every_setting_and_no_other() -> None:
+    known = {f"PASSERELLE_{name}".upper() for name in Settings.model_fields}
+    assert set(re.findall(r"PASSERELLE_[A-Z_]+[A-Z]", HANDBOOK.read_text())) == known
+
+
+def test_the_handbook_names_metrics_that_exist() -> None:
+    names = {
+        f"passerelle_{name}"
+        for kind in (telemetry.CounterName, telemetry.GaugeName, telemetry.HistogramName)
+        for name in get_args(kind)
+    }
+    used = set(re.findall(r"`(passerelle_[a-z_]+)`", HANDBOOK.read_text()))
+    assert used <= names, used - names
