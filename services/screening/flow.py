@@ -285,21 +285,20 @@ def changed_flag(
     cause = flag.cause(news.touch, row.announced, standing)
     is_entry = seen.entered and row.announced.state is not State.FLAGGED
     loud = is_entry and notice is Notice.ALERT and cause is not Cause.POLICY
-    crossing = next(
-        (
-            care.key
-            for care in seen.cares
-            if presence.is_open(care, turn.now)
-            and any(group.anchor == standing.since for group in care.groups)
-        ),
-        None,
-    )
     sequence = row.sequence + 1
     return FlagChanged(
         patient=row.key,
         sequence=sequence,
         explanation=telling.explanation(
-            Announcement(row.key, sequence, turn.now, turn.now, cause, notice, crossing),
+            Announcement(
+                row.key,
+                sequence,
+                as_of=turn.now,
+                known_at=turn.now,
+                cause=cause,
+                notice=notice,
+                episode=presence.crossing(seen.cares, standing.since, turn.now),
+            ),
             standing,
             seen.reasons,
             telling.coverage(turn.sites, heard, turn.now - turn.policy.window),

@@ -160,6 +160,14 @@ class History:
             ),
         )
 
+    def until(self, known_at: datetime) -> "History":
+        """The versions that were recorded by then, superseded ones included."""
+        return History(
+            facts=[f for f in self.facts if f.recorded <= known_at],
+            persons=[p for p in self.persons if p.recorded <= known_at],
+            links=[k for k in self.links if k.recorded <= known_at],
+        )
+
     def instants(self) -> list[datetime]:
         """When anything became known, oldest first."""
         return sorted(

@@ -135,6 +135,14 @@ def is_open(care: Care, now: datetime) -> bool:
     return any(_is_there(m, now) for g in care.groups for m in g.members)
 
 
+def crossing(cares: Collection[Care], since: datetime | None, now: datetime) -> UUID | None:
+    """The open care episode of the event that began at `since`, if there is one."""
+    for care in cares:
+        if is_open(care, now) and any(group.anchor == since for group in care.groups):
+            return care.key
+    return None
+
+
 def sayings(
     before: Mapping[UUID, Said],
     after: Collection[Presence],

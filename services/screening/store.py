@@ -683,6 +683,27 @@ async def adopt(tx: Tx, policy: Policy, now: datetime) -> bool:
 
 # Questions (counting.md section 9)
 
+_POLICY_THEN = text(
+    "select canonical from policy where activated <= :known_at order by activated desc limit 1"
+)
+_POLICY_NAMED = text("select canonical from policy where name = :name and version = :version")
+
+
+async def policy_at(tx: Tx, known_at: datetime) -> str | None:
+    """The canonical form of the policy that was live then."""
+    found: str | None = (
+        await tx.execute(_POLICY_THEN, {"known_at": known_at})
+    ).scalar_one_or_none()
+    return found
+
+
+async def policy_named(tx: Tx, name: str, version: int) -> str | None:
+    """The canonical form of a policy that is, or was, live."""
+    found: str | None = (
+        await tx.execute(_POLICY_NAMED, {"name": name, "version": version})
+    ).scalar_one_or_none()
+    return found
+
 
 @dataclass(frozen=True, slots=True)
 class Listed:
