@@ -423,6 +423,147 @@ def shown_reason(card: Card) -> Why | None:
     return card.why
 
 
+# --- what a clinic may do with a card (clinic-api.md section 4) ---------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What somebody at the clinic wants of a card; what is None or empty stays as it is."""
+
+    status: Status | None = None
+    owner: str | None = None
+    """A person of the clinic."""
+    to_pool: bool = False
+    """Back to the clinic's pool: no owner."""
+    dismissal: Dismissal | None = None
+    dismissal_text: str | None = field(default=None, repr=False)
+    snooze_until: datetime | None = None
+    until_discharge: bool = False
+    notes: tuple[str, ...] = field(default=(), repr=False)
+    outputs: tuple[Mapping[str, object], ...] = field(default=(), repr=False)
+
+
+class NotAllowedError(Exception):
+    """The card stays as it is. `element` is the Task's; the text says what would be allowed."""
+
+    def __init__(self, element: str, text: str, code: str = "business-rule") -> None:
+        super().__init__(text)
+        self.element = element
+        self.text = text
+        self.code = code
+
+
+NOT_STATED: Final[Mapping[str, object]] = MappingProxyType({"outcome": "not-stated"})
+"""The outcome of a card that was completed without saying one; it is measured (CA-25)."""
+
+
+def allowed(card: Card, now: datetime) -> tuple[Status, ...]:
+    """What a clinic may set from here, now."""
+    if card.status in CLOSED and (card.closed is None or now - card.closed > UNDO_WITHIN):
+        return ()
+    return CLINIC_MAY[card.status]
+
+
+def acknowledged(card: Card, ask: Ask, now: datetime, by: str) -> Card:
+    """`card` as the clinic wants it; the same object if that is how it is already (CA-21).
+
+    NotAllowedError: nothing of it is applied.
+    """
+    if card.status in TAKEN_BACK:
+        raise NotAllowedError("Task.status", "This card was taken back: nothing can be changed.")
+    after = _moved(card, ask, now)
+    if ask.to_pool and card.owner is not None:
+        after = replace(after, owner=None)
+    elif ask.owner is not None and ask.owner != card.owner:
+        after = replace(after, owner=ask.owner)
+    if ask.notes:
+        said = tuple(Note(now, text, by) for text in ask.notes)
+        after = replace(after, notes=(*after.notes, *said))
+    return after
+
+
+def _moved(card: Card, ask: Ask, now: datetime) -> Card:
+    to = ask.status
+    if to is None or (to is card.status and not _says_more(card, ask)):
+        if ask.outputs:
+            return replace(card, outputs=(*card.outputs, *ask.outputs))
+        return card
+    if to not in allowed(card, now) and to is not card.status:
+        names = ", ".join(allowed(card, now)) or "nothing"
+        raise NotAllowedError("Task.status", f"From {card.status} the clinic may set: {names}.")
+    if to is Status.ACCEPTED and card.status in CLOSED:
+        return _undone(card)
+    after = replace(
+        card,
+        status=to,
+        seen=card.seen or now,  # a skipped step has the same time (CA-23)
+        closed=now if to in CLOSED else None,
+        snoozed_until=None,
+        until_discharge=False,
+        dismissal=None,
+        dismissal_text=None,
+    )
+    if to in CLOSED:
+        due = None if card.due is None else card.due.isoformat()
+        after = replace(after, before={"status": str(card.status), "owner": card.owner, "due": due})
+    if to is Status.REJECTED:
+        return _dismissed(after, ask)
+    if to is Status.ON_HOLD:
+        return _snoozed(after, ask, now)
+    if to is Status.COMPLETED:
+        said = ask.outputs or (() if card.outputs else (NOT_STATED,))
+        return replace(after, outputs=(*card.outputs, *said))
+    return after if not ask.outputs else replace(after, outputs=(*card.outputs, *ask.outputs))
+
+
+def _says_more(card: Card, ask: Ask) -> bool:
+    """Whether the same status is set with something new about it."""
+    if card.status is Status.ON_HOLD:
+        later = ask.snooze_until is not None and ask.snooze_until != card.snoozed_until
+        return later or (ask.until_discharge and not card.until_discharge)
+    if card.status is Status.REJECTED:
+        return ask.dismissal is not None and ask.dismissal is not card.dismissal
+    return False
+
+
+def _undone(card: Card) -> Card:
+    """Undo restores owner and due (NW-14)."""
+    before = card.before or {}
+    due = before.get("due")
+    return replace(
+        card,
+        status=Status.ACCEPTED,
+        closed=None,
+        dismissal=None,
+        dismissal_text=None,
+        owner=before.get("owner") or card.owner,
+        due=card.due if due is None else datetime.fromisoformat(due),
+        before=None,
+    )
+
+
+def _dismissed(card: Card, ask: Ask) -> Card:
+    if ask.dismissal is None:
+        names = ", ".join(Dismissal)
+        raise NotAllowedError("Task.statusReason", f"Say why, as one of: {names}.", "required")
+    text = (ask.dismissal_text or "").strip()
+    if ask.dismissal is Dismissal.OTHER and len(text) < 3:
+        raise NotAllowedError(
+            "Task.statusReason.text", "With `other`, say why in 3 characters or more.", "required"
+        )
+    return replace(card, dismissal=ask.dismissal, dismissal_text=text or None)
+
+
+def _snoozed(card: Card, ask: Ask, now: datetime) -> Card:
+    limit = now + SNOOZE_LIMIT
+    until = ask.snooze_until or limit
+    if until > limit:
+        raise NotAllowedError("Task.extension", "A card sleeps 14 days at most.")
+    if until <= now:
+        raise NotAllowedError("Task.extension", "A card sleeps until a time to come.", "value")
+    return replace(card, snoozed_until=until, until_discharge=ask.until_discharge)
+
+
 # --- what becomes of a patient's cards at one clinic ------------------------------------------
 
 

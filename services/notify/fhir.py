@@ -13,7 +13,8 @@ from uuid import UUID
 from schemas.envelope import CANON
 from services.notify import card as cards
 from services.notify.card import Card, Status
-from services.notify.reading import owner_reference, priority, zone
+from services.notify.days import zone
+from services.notify.reading import owner_reference, priority
 from services.notify.recount import Kind, State, Unit, View
 from services.notify.store import FlagRow
 from services.plumbing.region import Clinic, Person, Region, Site

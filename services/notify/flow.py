@@ -17,14 +17,16 @@ from schemas.flag_changed_v1 import Explanation, FlagChanged, Notice
 from schemas.patient_identified_v1 import PatientIdentified
 from schemas.patient_merged_v1 import PatientMerged, PatientUnmerged
 from schemas.site_heard_v1 import SiteHeard
-from services.notify import panel, reading, recount, store, telling
+from services.notify import days, panel, reading, recount, store, telling
 from services.notify.card import (
     TAKEN_BACK,
+    Ask,
     Card,
     Event,
     Situation,
     Status,
     Why,
+    acknowledged,
     event_of,
     settle,
 )
@@ -392,7 +394,7 @@ class _due:  # noqa: N801 - a function with its clinic
 
     def __call__(self, opened: datetime) -> datetime:
         clinic = self.house.region().clinic(self.clinic)
-        zone = reading.zone(clinic.timezone if clinic else self.house.region().timezone)
+        zone = days.zone(clinic.timezone if clinic else self.house.region().timezone)
         day = (opened.astimezone(zone) + timedelta(days=7)).date()
         closes = clinic.closes if clinic else time(17)
         return datetime.combine(day, closes, zone)
@@ -619,6 +621,69 @@ def _matches(filters: Mapping[str, Sequence[str]], told: Happened | FlagRow) -> 
         "code": str(told.card.what),
     }
     return all(values.get(name) in wanted for name, wanted in filters.items())
+
+
+# --- what a clinic does with a card -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """Somebody at a clinic changes a card, on the page or from their own system."""
+
+    clinic: str
+    card: UUID
+    ask: Ask
+    by: str
+    """Person or client."""
+    person: str | None = None
+    """The reader is this person alone; None: the clinic's system and whoever reads it."""
+    version: int | None = None
+    """The version they saw; None: whichever it is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """The card has changed since they saw it; nothing was done."""
+
+    card: Card
+
+
+async def acknowledge(act: Act, turn: Turn, trail: Trail) -> Card | Stale | None:
+    """The card as it now is. None: there is no such card for this reader. In the request role.
+
+    NotAllowedError: the card's rules do not allow it. A repeat changes nothing.
+    """
+    tx = turn.tx
+    found = await store.card(tx, act.clinic, act.card)
+    if found is None:
+        return None
+    await store.hear_consents(tx, [found.patient])
+    facts = await store.facts(tx, [found.patient])
+    about = next(iter(facts.values()), None)
+    if about is None:
+        return None
+    told = (
+        telling.tell_inbox(turn.house, about, act.clinic, turn.now)
+        if act.person is None
+        else telling.tell_person(turn.house, about, act.clinic, act.person, turn.now)
+    )
+    card = await store.card(tx, act.clinic, act.card, hold=True)
+    if card is None or not told.shows(card):
+        return None
+    if act.version is not None and act.version != card.version:
+        return Stale(card)
+    changed = acknowledged(card, act.ask, turn.now, act.by)
+    if changed is card:
+        return card
+    stamps = await store.stamp(tx, [act.clinic], turn.now)
+    changed = replace(changed, version=card.version + 1, updated=stamps[act.clinic])
+    sequence = told.standing.sequence if told.standing else 0
+    await store.change_card(tx, changed, sequence, act.by)
+    entity = f"Task/{card.id}/_history/{changed.version}"
+    await audit.record(tx, [trail.updated(entity, card.patient, "patch")])
+    told_of = [Happened(changed, Event.CHANGED)] if changed.inbox else []
+    await announce(tx, told_of, [], turn.now, not_to=None if act.person else act.by)
+    return changed
 
 
 # --- by the calendar --------------------------------------------------------------------------

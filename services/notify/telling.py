@@ -11,7 +11,7 @@ from uuid import UUID
 
 from schemas.flag_changed_v1 import Explanation
 from services.notify import card as cards
-from services.notify import consent, panel, reading, recount
+from services.notify import consent, days, panel, reading, recount
 from services.notify.card import Card
 from services.notify.consent import (
     Decision,
@@ -95,7 +95,7 @@ def policy_of(region: Region) -> Policy:
         default=Default(said.default),
         profile=Profile(said.profile),
         optin_purposes=frozenset(said.optin_purposes),
-        zone=reading.zone(said.timezone),
+        zone=days.zone(said.timezone),
     )
 
 
@@ -222,7 +222,7 @@ def panel_rows(facts: Facts, now: datetime) -> list[panel.Row]:
 
 
 def today(region: Region, now: datetime) -> date:
-    return now.astimezone(reading.zone(region.timezone)).date()
+    return now.astimezone(days.zone(region.timezone)).date()
 
 
 def routes(region: Region, facts: Facts, now: datetime) -> list[panel.Route]:
@@ -349,12 +349,12 @@ def look_again_at(house: House, facts: Facts, told: Told, at: datetime) -> datet
         clinic = told.decision.recipient.removeprefix("Organization/")
         asked = question(house, facts, told.standing, clinic=clinic, readers=(), at=at)
         instants.append(consent.decide_again_at(directives(house, facts, policy), asked, policy))
-    zone = reading.zone(region.timezone)
+    zone = days.zone(region.timezone)
     for row in facts.panel:
         if row.superseded is None:
             instants += [
-                reading.midnight(row.starts, zone) if row.starts else None,
-                reading.after(row.ends, zone) if row.ends else None,
+                days.midnight(row.starts, zone) if row.starts else None,
+                days.after(row.ends, zone) if row.ends else None,
             ]
     return min((i for i in instants if i is not None and i > at), default=None)
 
