@@ -6,10 +6,10 @@ cannot read keeps an item back, and a second evaluation, with every unknown reso
 release, tells a Hold for a person to look at from a plain Withhold (CS-34).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta, tzinfo
-from enum import IntEnum, StrEnum
+from enum import Enum, IntEnum, StrEnum
 from itertools import groupby
 from types import MappingProxyType
 from typing import Final
@@ -106,6 +106,66 @@ ACTIONS: Final = frozenset({"access", "collect", "correct", "disclose", "use"})
 FLOW: Final = frozenset({"access", "disclose"})
 """Two ends of one flow: a rule about either is about both."""
 RECIPIENT_ROLES: Final = frozenset({"IRCP", "PRCP"})
+_PARTICIPATIONS: Final = (
+    "ADM ATND CALLBCK CON DIS ESC REF AUT INF TRANS ENT WIT CST DIR ALY BBY CAT CSM DEV NRD RDV"
+    " DON EXPAGNT EXPART EXPTRGT EXSRC IND BEN CAGNT COV GUAR HLD RCT RCV IRCP NOT PRCP REFB REFT"
+    " TRC LOC DST ELOC ORG RML VIA PRF DIST PPRF SPRF RESP VRF AUTHEN LA PART"
+)
+PARTICIPATIONS: Final = frozenset(_PARTICIPATIONS.split())
+"""Codes of v3-ParticipationType; another one there is unreadable (CS-05)."""
+CATEGORIES: Final = frozenset({"Group", "CareTeam", "PractitionerRole"})
+PEOPLE: Final = frozenset({"Practitioner", "Patient", "RelatedPerson", "Device"})
+_R4_TYPES: Final = (
+    "Account ActivityDefinition AdverseEvent AllergyIntolerance Appointment AppointmentResponse"
+    " AuditEvent Basic Binary BiologicallyDerivedProduct BodyStructure Bundle CapabilityStatement"
+    " CarePlan CareTeam CatalogEntry ChargeItem ChargeItemDefinition Claim ClaimResponse"
+    " ClinicalImpression CodeSystem Communication CommunicationRequest CompartmentDefinition"
+    " Composition ConceptMap Condition Consent Contract Coverage CoverageEligibilityRequest"
+    " CoverageEligibilityResponse DetectedIssue Device DeviceDefinition DeviceMetric DeviceRequest"
+    " DeviceUseStatement DiagnosticReport DocumentManifest DocumentReference"
+    " EffectEvidenceSynthesis Encounter Endpoint EnrollmentRequest EnrollmentResponse"
+    " EpisodeOfCare EventDefinition Evidence EvidenceVariable ExampleScenario"
+    " ExplanationOfBenefit FamilyMemberHistory Flag Goal GraphDefinition Group GuidanceResponse"
+    " HealthcareService ImagingStudy Immunization ImmunizationEvaluation"
+    " ImmunizationRecommendation ImplementationGuide InsurancePlan Invoice Library Linkage List"
+    " Location Measure MeasureReport Media Medication MedicationAdministration MedicationDispense"
+    " MedicationKnowledge MedicationRequest MedicationStatement MedicinalProduct"
+    " MedicinalProductAuthorization MedicinalProductContraindication MedicinalProductIndication"
+    " MedicinalProductIngredient MedicinalProductInteraction MedicinalProductManufactured"
+    " MedicinalProductPackaged MedicinalProductPharmaceutical MedicinalProductUndesirableEffect"
+    " MessageDefinition MessageHeader MolecularSequence NamingSystem NutritionOrder Observation"
+    " ObservationDefinition OperationDefinition OperationOutcome Organization"
+    " OrganizationAffiliation Parameters Patient PaymentNotice PaymentReconciliation Person"
+    " PlanDefinition Practitioner PractitionerRole Procedure Provenance Questionnaire"
+    " QuestionnaireResponse RelatedPerson RequestGroup ResearchDefinition"
+    " ResearchElementDefinition ResearchStudy ResearchSubject RiskAssessment"
+    " RiskEvidenceSynthesis Schedule SearchParameter ServiceRequest Slot Specimen"
+    " SpecimenDefinition StructureDefinition StructureMap Subscription Substance"
+    " SubstanceNucleicAcid SubstancePolymer SubstanceProtein SubstanceReferenceInformation"
+    " SubstanceSourceMaterial SubstanceSpecification SupplyDelivery SupplyRequest Task"
+    " TerminologyCapabilities TestReport TestScript ValueSet VerificationResult"
+    " VisionPrescription"
+)
+R4_TYPES: Final = frozenset(_R4_TYPES.split())
+"""A class that is none of these is unreadable (CS-05)."""
+ICD_SYSTEMS: Final = frozenset(
+    {
+        "http://hl7.org/fhir/sid/icd-10-ca",
+        "http://hl7.org/fhir/sid/icd-10",
+        "http://hl7.org/fhir/sid/icd-10-cm",
+        "urn:oid:2.16.840.1.113883.6.3",
+        "urn:oid:2.16.840.1.113883.6.90",
+    }
+)
+LABELLED_BY: Final = (
+    ("F10", "F19", ("SUD",)),
+    ("F20", "F99", ("MH", "PSY")),
+    ("B20", "B24", ("HIV",)),
+    ("Z21", "Z21", ("HIV",)),
+    ("T74", "T74", ("SDV",)),
+    ("Y05", "Y07", ("SDV",)),
+)
+"""First and last category of a diagnosis, and the sensitivities it brings (CS-59)."""
 
 
 # --- values ---------------------------------------------------------------------------------
@@ -131,12 +191,6 @@ class Reason(StrEnum):
     NOT_COMPUTABLE = "not-computable"
     CONFLICT = "conflict"
     DECISION_ERROR = "decision-error"
-
-
-FINAL_REASONS: Final = frozenset(
-    {Reason.RESTRICTED, Reason.NOT_COVERED, Reason.NO_CONSENT, Reason.PERFORMER_NOT_ENTITLED}
-)
-"""Reasons a person need not look at; the other refusals are doubts."""
 
 
 class Sign(StrEnum):
@@ -256,7 +310,13 @@ class Rule:
             or self.data
         )
 
+    @property
+    def of_author(self) -> bool:
+        """An author is among its actors, which makes them a matter of the item (CS-23)."""
+        return bool(self.actors) and any(_is_author(actor) for actor in self.actors)
+
     def tree(self) -> Iterable["Rule"]:
+        """Itself and all below, parents first."""
         yield self
         for child in self.children:
             yield from child.tree()
@@ -281,6 +341,7 @@ class Directive:
     """One version of one Consent, read. What could not be read is `computable=False` (CS-13)."""
 
     id: str
+    """Empty: it has none, so it is no version of another."""
     version: int | None
     """None: not readable as a number, so not computable, and no other version replaces it."""
     active: bool
@@ -294,10 +355,13 @@ class Directive:
     by_relatives_alone: bool = False
     """All performers are RelatedPerson (CS-16)."""
     computable: bool = True
+    performers: tuple[Reference, ...] = ()
+    """Those named by identifier alone, where all others are RelatedPerson (CS-16)."""
 
     @property
     def name(self) -> str:
-        return f"Consent/{self.id}/_history/{self.version if self.version is not None else 0}"
+        version = self.version if self.version is not None else 0
+        return f"Consent/{self.id or '?'}/_history/{version}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +385,11 @@ class Item:
         return self.id if "/" in self.id else f"{self.kind}/{self.id}"
 
 
+def is_foreign(reference: str) -> bool:
+    """An address elsewhere: it may name somebody we know by another one."""
+    return "://" in reference
+
+
 @dataclass(frozen=True, slots=True)
 class Directory:
     """Who belongs where. References are `Type/id`."""
@@ -333,16 +402,20 @@ class Directory:
     bases: tuple[str, ...] = ()
 
     def resolve(self, reference: Reference) -> str | None:
-        """`Type/id`, or None if it cannot be known whom it names."""
-        literal = reference.literal
-        if literal is None:
-            return self.identifiers.get(reference.identifier or "")
+        """`Type/id`, a foreign address as it stands, or None: it cannot be known whom it names."""
+        literal = None if reference.literal is None else self.local(reference.literal)
+        return literal or self.identifiers.get(reference.identifier or "")
+
+    def local(self, literal: str) -> str | None:
+        """`Type/id` of an own address; a foreign one as it stands; None if it is no address."""
         for base in self.bases:
             literal = literal.removeprefix(base.rstrip("/") + "/")
         parts = literal.split("/")
-        if len(parts) == 4 and parts[2] == "_history":
-            parts = parts[:2]
-        return "/".join(parts) if len(parts) == 2 and all(parts) else None
+        if len(parts) > 2 and parts[-2] == "_history":
+            literal, parts = "/".join(parts[:-2]), parts[:-2]
+        if is_foreign(literal):
+            return literal
+        return literal if len(parts) == 2 and all(parts) else None
 
     def upwards(self, organization: str) -> frozenset[str]:
         """An organisation and all it is part of."""
@@ -355,6 +428,22 @@ class Directory:
 
     def knows_group(self, group: str) -> bool:
         return any(group in groups for groups in self.groups.values())
+
+    def of(self, person: str) -> frozenset[str]:
+        """The organisations of a person."""
+        return self.affiliation.get(person, frozenset())
+
+    def works_at(self, person: str, organization: str) -> bool:
+        """There, in a part of it, or in what it is part of."""
+        above = self.upwards(organization)
+        return any(o in above or organization in self.upwards(o) for o in self.of(person))
+
+    def holders(self, who: str) -> frozenset[str]:
+        """Of a PractitionerRole those who hold it, if any; of all others themselves."""
+        if not who.startswith("PractitionerRole/"):
+            return frozenset({who})
+        held = frozenset(person for person, groups in self.groups.items() if who in groups)
+        return held or frozenset({who})
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,6 +494,8 @@ class Finding:
     basis: frozenset[str]
     explicit: bool
     """Released by a Consent, not by the default."""
+    labelled: bool = False
+    """Released by a Consent that names its labels (CS-45)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -491,20 +582,30 @@ def _truth(answer: bool) -> Test:
     return YES if answer else NO
 
 
-def _settled(tests: Sequence[Test], answer: Answer) -> Test:
-    if answer is not Answer.UNKNOWN:
-        return Test(answer)
-    return Test(answer, frozenset().union(*(t.why for t in tests)))
+def _in_doubt(tests: Sequence[Test]) -> Test:
+    return Test(Answer.UNKNOWN, frozenset().union(*(t.why for t in tests)))
 
 
 def every(tests: Sequence[Test]) -> Test:
     """AND; of nothing: yes."""
-    return _settled(tests, min((t.answer for t in tests), default=Answer.YES))
+    found = YES
+    for test in tests:
+        if test.answer is Answer.NO:
+            return NO
+        if test.answer is Answer.UNKNOWN:
+            found = test
+    return _in_doubt(tests) if found.answer is Answer.UNKNOWN else YES
 
 
 def some(tests: Sequence[Test]) -> Test:
     """OR; of nothing: no."""
-    return _settled(tests, max((t.answer for t in tests), default=Answer.NO))
+    found = NO
+    for test in tests:
+        if test.answer is Answer.YES:
+            return YES
+        if test.answer is Answer.UNKNOWN:
+            found = test
+    return _in_doubt(tests) if found.answer is Answer.UNKNOWN else NO
 
 
 # --- one rule against one item and one reader (CS-24) -----------------------------------------
@@ -513,22 +614,9 @@ def some(tests: Sequence[Test]) -> Test:
 @dataclass(frozen=True, slots=True)
 class _Case:
     asked: Request
-    policy: Policy
     item: Item
     reader: str | None
     """None: not known who reads."""
-    hopeful: bool
-    """The second evaluation of CS-34: every unknown resolved towards release."""
-
-    def stands(self, deny: Test) -> bool:
-        if self.hopeful:
-            return deny.answer is Answer.YES
-        return deny.answer is not Answer.NO
-
-    def grants(self, permit: Test) -> bool:
-        if self.hopeful:
-            return permit.answer is not Answer.NO
-        return permit.answer is Answer.YES
 
 
 def purposes_above(purpose: str) -> frozenset[str]:
@@ -548,6 +636,27 @@ def _sensitivities_above(code: str) -> frozenset[str]:
     return frozenset(above)
 
 
+SENSITIVITIES_ABOVE: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {code: _sensitivities_above(code) for code in SENSITIVITY_ABOVE}
+)
+"""Each code with all its ancestors."""
+
+
+def labels_at_use(item: Item) -> frozenset[Code] | None:
+    """The item's labels, and those its diagnoses bring (CS-59); None stays not assessed."""
+    if item.labels is None or not item.codes:
+        return item.labels
+    brought = frozenset(
+        Code(ACT_CODE, label)
+        for code in item.codes
+        if code.system in ICD_SYSTEMS and code.code is not None
+        for first, last, labels in LABELLED_BY
+        if first <= code.code.strip().upper()[:3] <= last
+        for label in labels
+    )
+    return item.labels | brought
+
+
 def _period(rule: Rule, case: _Case) -> Test:
     return YES if rule.period is None else _truth(case.asked.at in rule.period)
 
@@ -562,57 +671,82 @@ def _purpose(code: Code, case: _Case) -> Test:
 
 
 def _action(code: Code, case: _Case) -> Test:
-    if code.system != CONSENT_ACTION or code.code not in ACTIONS:
-        return unknown(Reason.UNKNOWN_CONDITION)
     asked = case.asked.action
+    if code.system != CONSENT_ACTION or code.code not in ACTIONS or asked not in ACTIONS:
+        return unknown(Reason.UNKNOWN_CONDITION)
     return _truth(code.code == asked or (code.code in FLOW and asked in FLOW))
 
 
+def _one_of(named: str, known: frozenset[str]) -> Test:
+    """Whether `named` is one of `known`; of a foreign address it cannot be said that it is not."""
+    if named in known:
+        return YES
+    return unknown(Reason.UNKNOWN_ACTOR) if is_foreign(named) else NO
+
+
 def _recipient(who: Reference, case: _Case) -> Test:
+    directory, reader = case.asked.directory, case.reader
+    named = directory.resolve(who)
+    if named is None:
+        return unknown(Reason.UNKNOWN_ACTOR)
+    if named == reader:
+        return YES
+    kind = named.split("/", 1)[0]
+    if kind in CATEGORIES:
+        if not directory.knows_group(named):
+            return unknown(Reason.UNKNOWN_ACTOR)
+        if reader is None:
+            return unknown(Reason.UNKNOWN_READERS)
+        return _truth(named in directory.groups.get(reader, frozenset()))
+    if kind == "Organization" or is_foreign(named):
+        return _one_of(named, directory.upwards(case.asked.recipient))
+    if kind not in PEOPLE:
+        return unknown(Reason.UNKNOWN_ACTOR)
+    if reader is None and directory.works_at(named, case.asked.recipient):
+        return unknown(Reason.UNKNOWN_READERS)
+    return NO
+
+
+def _held_by(who: Reference, holder: str | None, case: _Case, missing: Reason) -> Test:
+    """Whether `who` is `holder` (a custodian, an author) or above it."""
     directory = case.asked.directory
     named = directory.resolve(who)
     if named is None:
         return unknown(Reason.UNKNOWN_ACTOR)
-    kind = named.split("/", 1)[0]
-    if kind == "Organization":
-        return _truth(named in directory.upwards(case.asked.recipient))
-    if kind in {"Group", "CareTeam", "PractitionerRole"}:
-        if not directory.knows_group(named):
-            return unknown(Reason.UNKNOWN_ACTOR)
-        if case.reader is None:
-            return unknown(Reason.UNKNOWN_READERS)
-        return _truth(named in directory.groups.get(case.reader, frozenset()))
-    if case.reader is None:
-        at_home = case.asked.recipient in directory.affiliation.get(named, frozenset())
-        return unknown(Reason.UNKNOWN_READERS) if at_home else NO
-    return _truth(named == case.reader)
-
-
-def _held_by(who: Reference, holder: str | None, case: _Case, missing: Reason) -> Test:
-    named = case.asked.directory.resolve(who)
-    if named is None:
-        return unknown(Reason.UNKNOWN_ACTOR)
     if holder is None:
         return unknown(missing)
-    return _truth(named in case.asked.directory.upwards(holder))
+    holders = directory.holders(holder)
+    if any(named in directory.upwards(h) or named in directory.groups.get(h, ()) for h in holders):
+        return YES
+    kind = named.split("/", 1)[0]
+    if is_foreign(named) or (kind in CATEGORIES and not directory.knows_group(named)):
+        return unknown(Reason.UNKNOWN_ACTOR)
+    if any(h.split("/", 1)[0] in CATEGORIES for h in holders):
+        return unknown(missing)  # a team, or a role nobody is known to hold
+    # A person wrote it: for this organisation or for another one of theirs, nobody says.
+    works_there = any(named in directory.upwards(o) for h in holders for o in directory.of(h))
+    return unknown(missing) if works_there else NO
 
 
 def _actor(actor: Actor, case: _Case) -> Test:
     role = actor.role
     if role.system not in ROLE_SYSTEMS or role.code is None:
         return unknown(Reason.UNKNOWN_ACTOR)
-    if role.system == PARTICIPATION and role.code in RECIPIENT_ROLES:
-        return _recipient(actor.who, case)
-    if role.system == PARTICIPATION and role.code == "CST":
-        return _held_by(actor.who, case.item.custodian, case, Reason.UNKNOWN_ACTOR)
-    if role.system == PARTICIPATION and role.code == "AUT":
-        return _held_by(actor.who, case.item.author, case, Reason.UNKNOWN_AUTHOR)
+    if role.system == PARTICIPATION:
+        if role.code in RECIPIENT_ROLES:
+            return _recipient(actor.who, case)
+        if role.code == "CST":
+            return _held_by(actor.who, case.item.custodian, case, Reason.UNKNOWN_ACTOR)
+        if role.code == "AUT":
+            return _held_by(actor.who, case.item.author, case, Reason.UNKNOWN_AUTHOR)
+        if role.code not in PARTICIPATIONS:
+            return unknown(Reason.UNKNOWN_ACTOR)
     match = _recipient(actor.who, case)
     return NO if match.answer is Answer.NO else unknown(Reason.UNKNOWN_ACTOR)
 
 
 def _is_author(actor: Actor) -> bool:
-    return actor.role == Code(PARTICIPATION, "AUT")
+    return actor.role.system == PARTICIPATION and actor.role.code == "AUT"
 
 
 def _sensitive(code: Code) -> bool:
@@ -634,7 +768,7 @@ def confidentiality(labels: frozenset[Code]) -> int:
 
 
 def _labels(rule: Rule, case: _Case) -> Test:
-    labels = case.item.labels
+    labels = labels_at_use(case.item)
     if labels is None:
         return unknown(Reason.UNKNOWN_LABEL)
     deny = rule.effect is Effect.DENY
@@ -660,9 +794,9 @@ def _sensitivity_denied(labels: frozenset[Code], named: frozenset[str]) -> Test:
             continue
         if code.code is None or not _sensitive(code):
             tests.append(unknown(Reason.UNKNOWN_LABEL))
-        elif _sensitivities_above(code.code) & named:
+        elif SENSITIVITIES_ABOVE[code.code] & named:
             tests.append(YES)
-        elif any(code.code in _sensitivities_above(n) for n in named):
+        elif any(code.code in SENSITIVITIES_ABOVE[n] for n in named):
             tests.append(unknown(Reason.UNKNOWN_LABEL))
     return some(tests)
 
@@ -676,12 +810,12 @@ def _sensitivity(labels: frozenset[Code], named: frozenset[str]) -> Test:
         if code.code is None or not _sensitive(code):
             tests.append(unknown(Reason.UNKNOWN_LABEL))
         else:
-            tests.append(_truth(bool(_sensitivities_above(code.code) & named)))
+            tests.append(_truth(bool(SENSITIVITIES_ABOVE[code.code] & named)))
     return every(tests) if tests else NO
 
 
 def _class(code: Code, case: _Case) -> Test:
-    if code.system != RESOURCE_TYPES or code.code is None:
+    if code.system != RESOURCE_TYPES or code.code not in R4_TYPES:
         return unknown(Reason.UNKNOWN_CONDITION)
     return _truth(code.code == case.item.kind)
 
@@ -705,11 +839,11 @@ def _data_period(rule: Rule, case: _Case) -> Test:
         return YES
     if item.start is None:
         return unknown(Reason.UNKNOWN_DATE)
-    end = max(item.end or item.start, item.start)
+    first, last = sorted((item.start, item.end or item.start))
     if rule.effect is Effect.DENY:
-        begun = period.end is None or item.start <= period.end
-        return _truth(begun and (period.start is None or end >= period.start))
-    return _truth(item.start in period and end in period)
+        begun = period.end is None or first <= period.end
+        return _truth(begun and (period.start is None or last >= period.start))
+    return _truth(first in period and last in period)
 
 
 def _datum(datum: Datum, case: _Case) -> Test:
@@ -719,9 +853,12 @@ def _datum(datum: Datum, case: _Case) -> Test:
     named = case.asked.directory.resolve(datum.what)
     if named is None or datum.meaning not in {"instance", "related", "dependents"}:
         return unknown(Reason.UNKNOWN_CONDITION)
-    if named == item.reference:
+    own = {item.reference}
+    if datum.meaning != "instance":
+        own |= {r for r in (item.encounter, item.episode) if r is not None}
+    if named in own:
         return YES
-    return _truth(datum.meaning != "instance" and named in {item.encounter, item.episode})
+    return unknown(Reason.UNKNOWN_CONDITION) if is_foreign(named) else NO
 
 
 def _actors(rule: Rule, case: _Case) -> Test:
@@ -738,15 +875,16 @@ def _rest_of_request(rule: Rule, case: _Case) -> Test:
     return every(tests)
 
 
-def _request_part(rule: Rule, case: _Case) -> Test:
-    rest = _rest_of_request(rule, case)
-    if any(_is_author(a) for a in rule.actors):
-        return rest
-    return every([rest, _actors(rule, case)])
+def _request_part(rule: Rule, rest: Test, case: _Case) -> Test:
+    """CS-23. Actors are about the item if one of them is its author."""
+    return rest if rule.of_author else every([rest, _actors(rule, case)])
 
 
 def _item_part(rule: Rule, case: _Case) -> Test:
-    tests = [_data_period(rule, case)]
+    """CS-23."""
+    tests = []
+    if rule.data_period is not None:
+        tests.append(_data_period(rule, case))
     if rule.labels:
         tests.append(_labels(rule, case))
     if rule.classes:
@@ -755,7 +893,7 @@ def _item_part(rule: Rule, case: _Case) -> Test:
         tests.append(some([_code(c, case) for c in rule.codes]))
     if rule.data:
         tests.append(some([_datum(d, case) for d in rule.data]))
-    if any(_is_author(a) for a in rule.actors):
+    if rule.of_author:
         tests.append(_actors(rule, case))
     return every(tests)
 
@@ -775,94 +913,249 @@ class _Voice:
     say: _Say
     why: frozenset[Reason] = frozenset()
     """What was unknown on the way, or why a grant was not heard."""
+    labelled: bool = False
+    """A permit by a rule that names the item's labels (CS-45)."""
 
 
 _SILENT: Final = _Voice(_Say.SILENT)
+
+
+class _Mood(Enum):
+    """How an *unknown* is taken."""
+
+    SOBER = "sober"
+    """A deny applies unless "no", a permit grants only on "yes" (CS-05)."""
+    HOPEFUL = "hopeful"
+    """The second evaluation of CS-34: every unknown resolved towards release."""
+
+    def stands(self, deny: Test) -> bool:
+        if self is _Mood.HOPEFUL:
+            return deny.answer is Answer.YES
+        return deny.answer is not Answer.NO
+
+    def grants(self, permit: Test) -> bool:
+        if self is _Mood.HOPEFUL:
+            return permit.answer is not Answer.NO
+        return permit.answer is Answer.YES
+
+
+@dataclass(frozen=True, slots=True)
+class _Matched:
+    """How one rule matches a request and an item; with its children all a verdict needs."""
+
+    rule: Rule
+    rest: Test
+    request: Test
+    item: Test
+    children: tuple["_Matched", ...]
+
+    @property
+    def both(self) -> Test:
+        return every([self.request, self.item])
 
 
 def _joined(voices: Iterable[_Voice]) -> frozenset[Reason]:
     return frozenset().union(*(v.why for v in voices))
 
 
-def _walk(rule: Rule, case: _Case, *, sure: bool, root: bool) -> _Voice:
+def _walk(found: _Matched, mood: _Mood, *, sure: bool, root: bool) -> _Voice:
     """CS-25. `sure`: every deny above certainly matches (4)."""
-    request, item = _request_part(rule, case), _item_part(rule, case)
-    if request.answer is Answer.NO:
-        return _survivors(rule, case)
-    both = every([request, item])
-    below = sure and (rule.effect is Effect.PERMIT or case.grants(both))
-    voices = [_walk(child, case, sure=below, root=False) for child in rule.children]
-    voice = _own_voice(rule, voices, item, both, case, sure=sure, root=root)
-    if rule.effect is Effect.PERMIT and voice.say is _Say.PERMIT and not case.grants(request):
-        return _Voice(_Say.SILENT, request.why | voice.why)
+    rule = found.rule
+    if found.request.answer is Answer.NO:
+        return _survivors(found, mood)
+    both = found.both
+    below = sure and (rule.effect is Effect.PERMIT or mood.grants(both))
+    voices = [_walk(child, mood, sure=below, root=False) for child in found.children]
+    voice = _spoken(voices) or _own_voice(found, _joined(voices), mood, sure=sure, root=root)
+    if rule.effect is Effect.PERMIT and voice.say is _Say.PERMIT and not mood.grants(found.request):
+        return _Voice(_Say.SILENT, found.request.why | voice.why)
     return voice
+
+
+def _spoken(voices: Sequence[_Voice]) -> _Voice | None:
+    """CS-25 (2): deny if one denies, else permit; None if none speaks."""
+    for say in (_Say.DENY, _Say.PERMIT):
+        if heard := [v for v in voices if v.say is say]:
+            return _Voice(say, _joined(voices), all(v.labelled for v in heard))
+    return None
 
 
 def _own_voice(
-    rule: Rule,
-    voices: Sequence[_Voice],
-    item: Test,
-    both: Test,
-    case: _Case,
-    *,
-    sure: bool,
-    root: bool,
+    found: _Matched, doubts: frozenset[Reason], mood: _Mood, *, sure: bool, root: bool
 ) -> _Voice:
-    if denies := [v for v in voices if v.say is _Say.DENY]:
-        return _Voice(_Say.DENY, _joined(denies))
-    if permits := [v for v in voices if v.say is _Say.PERMIT]:
-        return _Voice(_Say.PERMIT, _joined(permits))
-    doubts = _joined(voices)
-    if rule.effect is Effect.DENY:
-        return _Voice(_Say.DENY, both.why) if case.stands(both) else _Voice(_Say.SILENT, doubts)
-    if case.grants(item):
-        return _Voice(_Say.PERMIT if sure else _Say.SILENT, doubts)
-    return _Voice(_Say.IMPLICIT_DENY if root else _Say.SILENT, item.why | doubts)
+    """CS-25 (3) to (5)."""
+    if found.rule.effect is Effect.DENY:
+        stands = mood.stands(found.both)
+        return _Voice(_Say.DENY if stands else _Say.SILENT, found.both.why | doubts)
+    if mood.grants(found.item):
+        labelled = bool(found.rule.labels)
+        return _Voice(_Say.PERMIT if sure else _Say.SILENT, found.item.why | doubts, labelled)
+    return _Voice(_Say.IMPLICIT_DENY if root else _Say.SILENT, found.item.why | doubts)
 
 
-def _survivors(rule: Rule, case: _Case) -> _Voice:
+def _survivors(found: _Matched, mood: _Mood) -> _Voice:
     """CS-25 (1): a restriction naming this reader survives under a permit for another."""
-    if not rule.actors or _rest_of_request(rule, case).answer is Answer.NO:
+    if not found.rule.actors or found.rest.answer is Answer.NO:
         return _SILENT
-    rest = _rest_of_request(rule, case)
-    found = [
-        _Voice(_Say.DENY, test.why)
-        for child in rule.children
-        if child.effect is Effect.DENY and child.actors
-        for test in [every([rest, _request_part(child, case), _item_part(child, case)])]
-        if case.stands(test)
+    own = [
+        every([found.rest, child.both])
+        for child in found.children
+        if child.rule.effect is Effect.DENY and child.rule.actors
     ]
-    return _Voice(_Say.DENY, _joined(found)) if found else _SILENT
+    doubts = frozenset().union(*(test.why for test in own))
+    if any(mood.stands(test) for test in own):
+        return _Voice(_Say.DENY, doubts)
+    return _Voice(_Say.SILENT, doubts) if doubts else _SILENT
 
 
-def _rules_say(directive: Directive, case: _Case) -> _Voice:
-    """CS-20 to CS-22."""
-    base = directive.base
-    reached = bool(purposes_above(case.asked.purpose) & case.policy.optin_purposes)
-    root = directive.root
-    if root is None:
-        if base is None or (base.effect is Effect.PERMIT and not reached):
+_Row = tuple[Test, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Answers in the order of `Rule.tree`, and a short name for this pair of rows."""
+
+    rest: _Row
+    request: _Row
+    item: _Row
+    key: tuple[int, int]
+
+
+_NO_ROWS: Final = _Rows((), (), (), (0, 0))
+
+
+class _Speaker:
+    """One Consent during one decision, which asks it nothing twice.
+
+    How a rule matches the request depends on the reader alone, and how it matches an item on
+    the item alone (on both if an author is among its actors); and many items match alike. So
+    the tree is walked once for each pair of rows of answers, not for each item and reader
+    (CS-37, time).
+    """
+
+    def __init__(self, directive: Directive, asked: Request, policy: Policy) -> None:
+        self.directive = directive
+        self.computable = is_computable(directive)
+        self._asked = asked
+        self._policy = policy
+        root = directive.root
+        if root is not None and root.effect is None:
+            root = _with_effect(root, _left_to(directive.base, root))
+        self._root = root
+        self._rules = tuple(root.tree()) if root is not None else ()
+        self._by_reader = any(rule.of_author for rule in self._rules)
+        self._requests: dict[tuple[str | None, str | None], tuple[_Row, _Row, int]] = {}
+        self._items: dict[_Row, int] = {}
+        self._sober: dict[tuple[int, int], _Voice] = {}
+        self._hopeful: dict[tuple[int, int], _Voice] = {}
+
+    def _item_row(self, item: Item, reader: str | None) -> tuple[_Row, int]:
+        case = _Case(self._asked, item, reader)
+        row = tuple([_item_part(rule, case) for rule in self._rules])
+        return row, self._items.setdefault(row, len(self._items))
+
+    def _request_rows(self, item: Item, reader: str | None) -> tuple[_Row, _Row, int]:
+        """Of the item only its custodian matters to a request."""
+        key = (reader, item.custodian)
+        if key not in self._requests:
+            case = _Case(self._asked, item, reader)
+            rest = tuple([_rest_of_request(rule, case) for rule in self._rules])
+            request = [_request_part(r, t, case) for r, t in zip(self._rules, rest, strict=True)]
+            self._requests[key] = (rest, tuple(request), len(self._requests))
+        return self._requests[key]
+
+    def rows(self, item: Item, readers: Sequence[str | None]) -> list[_Rows]:
+        """How its rules match `item` and each of `readers`; nothing, if it is not computable."""
+        if not self.computable:
+            return [_NO_ROWS] * len(readers)
+        shared = None if self._by_reader else self._item_row(item, None)
+        found = []
+        for reader in readers:
+            row, number = shared or self._item_row(item, reader)
+            rest, request, other = self._request_rows(item, reader)
+            found.append(_Rows(rest, request, row, (number, other)))
+        return found
+
+    def voice(self, rows: _Rows, mood: _Mood) -> _Voice:
+        """What it says where its rules match so."""
+        if not self.computable:
+            say = _Say.PERMIT if mood is _Mood.HOPEFUL else _Say.DENY
+            return _Voice(say, frozenset({Reason.NOT_COMPUTABLE}))
+        known = self._hopeful if mood is _Mood.HOPEFUL else self._sober
+        if rows.key not in known:
+            known[rows.key] = self._voice(rows.rest, rows.request, rows.item, mood)
+        return known[rows.key]
+
+    def _voice(self, rest: _Row, request: _Row, item: _Row, mood: _Mood) -> _Voice:
+        """With what limits its grants as a whole (CS-15, CS-16)."""
+        directive, asked = self.directive, self._asked
+        voice = self._rules_say(rest, request, item, mood)
+        if voice.say is not _Say.PERMIT:
+            return voice
+        if directive.dated is not None and directive.dated > asked.at:
+            return _Voice(_Say.SILENT, voice.why)
+        if _relatives_matter(directive, asked, self._policy):
+            grown = _is_fourteen(asked, self._policy)
+            if grown is None:
+                say = _Say.PERMIT if mood is _Mood.HOPEFUL else _Say.SILENT
+                return _Voice(say, voice.why | {Reason.UNKNOWN_AGE}, voice.labelled)
+            if grown:
+                return _Voice(_Say.SILENT, voice.why | {Reason.PERFORMER_NOT_ENTITLED})
+        return voice
+
+    def _rules_say(self, rest: _Row, request: _Row, item: _Row, mood: _Mood) -> _Voice:
+        """CS-20 to CS-22."""
+        base, above = self.directive.base, purposes_above(self._asked.purpose)
+        reached = bool(above & self._policy.optin_purposes)
+        if self._root is None:
+            if base is Base.EMRGONLY and "ETREAT" in above:
+                return _Voice(_Say.PERMIT)
+            return _base_alone(base, reached=reached)
+        if not is_in_force(self._root, self._asked.at):
             return _SILENT
-        emergency = "ETREAT" in purposes_above(case.asked.purpose)
-        if base.effect is Effect.PERMIT or (base is Base.EMRGONLY and emergency):
-            return _Voice(_Say.PERMIT)
+        root = _matched(self._root, iter(zip(rest, request, item, strict=True)))
+        if _is_container(self.directive):
+            voices = [_walk(child, mood, sure=True, root=False) for child in root.children]
+            spoken = _spoken(voices)
+            alone = _base_alone(base, reached=reached)
+            return spoken or _Voice(alone.say, alone.why | _joined(voices))
+        voice = _walk(root, mood, sure=True, root=True)
+        if voice.say in {_Say.PERMIT, _Say.DENY}:
+            return voice
+        if base is not None and base.effect is Effect.DENY:
+            return _Voice(_Say.DENY, voice.why)
+        if voice.say is _Say.IMPLICIT_DENY:
+            return voice
+        if base is not None and self._root.effect is Effect.DENY and reached:
+            return _Voice(_Say.PERMIT, voice.why)
+        return voice
+
+
+def _matched(rule: Rule, answers: Iterator[tuple[Test, Test, Test]]) -> _Matched:
+    """`rule` and its tree with their answers, which stand in the order of `Rule.tree`."""
+    rest, request, item = next(answers)
+    children = tuple([_matched(child, answers) for child in rule.children])
+    return _Matched(rule, rest, request, item, children)
+
+
+def _base_alone(base: Base | None, *, reached: bool) -> _Voice:
+    """CS-20: what the base answers where no rule speaks."""
+    if base is None:
+        return _SILENT
+    if base.effect is Effect.DENY:
         return _Voice(_Say.DENY)
-    if _period(root, case).answer is Answer.NO:
-        return _SILENT
-    effect = root.effect or _left_to(base, root)
-    voice = _walk(_with_effect(root, effect), case, sure=True, root=True)
-    if voice.say is _Say.PERMIT and root.effect is None and root.bare and not reached:
-        # The effect is the base's own, and a base permit reaches no further than this (CS-20).
-        return _SILENT
-    if voice.say in {_Say.PERMIT, _Say.DENY}:
-        return voice
-    if base is not None and base.effect is Effect.DENY:
-        return _Voice(_Say.DENY, voice.why)
-    if voice.say is _Say.IMPLICIT_DENY:
-        return voice
-    if base is not None and effect is Effect.DENY and reached:
-        return _Voice(_Say.PERMIT, voice.why)
-    return voice
+    return _Voice(_Say.PERMIT) if reached else _SILENT
+
+
+def is_in_force(root: Rule, at: datetime) -> bool:
+    """CS-14."""
+    return root.period is None or at in root.period
+
+
+def _is_container(directive: Directive) -> bool:
+    """CS-21: a root without type or condition holds exceptions to the base and is none itself."""
+    root = directive.root
+    return root is not None and root.effect is None and root.bare
 
 
 def _left_to(base: Base | None, root: Rule) -> Effect:
@@ -875,40 +1168,7 @@ def _left_to(base: Base | None, root: Rule) -> Effect:
 
 
 def _with_effect(root: Rule, effect: Effect) -> Rule:
-    if root.effect is effect:
-        return root
-    return Rule(
-        effect,
-        root.period,
-        root.actors,
-        root.actions,
-        root.purposes,
-        root.labels,
-        root.classes,
-        root.codes,
-        root.data_period,
-        root.data,
-        root.children,
-    )
-
-
-def _consent_says(directive: Directive, case: _Case) -> _Voice:
-    """One Consent, with what limits its grants as a whole (CS-13, CS-15, CS-16)."""
-    if not is_computable(directive):
-        say = _Say.PERMIT if case.hopeful else _Say.DENY
-        return _Voice(say, frozenset({Reason.NOT_COMPUTABLE}))
-    voice = _rules_say(directive, case)
-    if voice.say is not _Say.PERMIT:
-        return voice
-    if directive.dated is not None and directive.dated > case.asked.at:
-        return _Voice(_Say.SILENT, voice.why)
-    if _relatives_matter(directive, case.policy):
-        grown = _is_fourteen(case.asked, case.policy)
-        if grown is None and not case.hopeful:
-            return _Voice(_Say.SILENT, frozenset({Reason.UNKNOWN_AGE}))
-        if grown:
-            return _Voice(_Say.SILENT, frozenset({Reason.PERFORMER_NOT_ENTITLED}))
-    return voice
+    return replace(root, effect=effect)
 
 
 def is_computable(directive: Directive) -> bool:
@@ -923,8 +1183,14 @@ def is_computable(directive: Directive) -> bool:
     return all(rule.effect is not None for child in root.children for rule in child.tree())
 
 
-def _relatives_matter(directive: Directive, policy: Policy) -> bool:
-    return policy.profile is Profile.QC and directive.by_relatives_alone
+def _relatives_matter(directive: Directive, asked: Request, policy: Policy) -> bool:
+    """CS-16: all performers are RelatedPerson, those named by identifier alone included."""
+    if policy.profile is not Profile.QC:
+        return False
+    if directive.by_relatives_alone:
+        return True
+    named = [asked.directory.resolve(who) for who in directive.performers]
+    return bool(named) and all(n is not None and "RelatedPerson" in n.split("/") for n in named)
 
 
 def _fourteenth_birthday(born: date) -> date:
@@ -949,109 +1215,124 @@ class _Heard:
 
     say: _Say
     released: bool
-    explicit: bool
     reasons: frozenset[Reason]
     basis: frozenset[str]
     conflict: bool = False
+    labelled: bool = False
 
 
 MOMENT: Final = timedelta(microseconds=1)
 _OLDEST: Final = datetime.min.replace(tzinfo=UTC)
+_Voiced = tuple[Directive, _Voice]
 
 
-def _hear(speaking: Sequence[Directive], case: _Case) -> _Heard:
-    voices = [(d, _consent_says(d, case)) for d in speaking]
-    by = {say: [(d, v) for d, v in voices if v.say is say] for say in _Say}
-    denies, permits, implicit = by[_Say.DENY], by[_Say.PERMIT], by[_Say.IMPLICIT_DENY]
+def _hear(voices: Sequence[_Voiced], asked: Request, policy: Policy, mood: _Mood) -> _Heard:
+    """CS-30 to CS-32. The reasons of a refusal are those that stay if nothing is in doubt."""
+    denies = [(d, v) for d, v in voices if v.say is _Say.DENY]
+    permits = [(d, v) for d, v in voices if v.say is _Say.PERMIT]
     if denies:
         newest = max(d.dated or _OLDEST for d, _ in denies)
         newer = [(d, v) for d, v in permits if (d.dated or _OLDEST) > newest]
-        if newer and case.hopeful:
-            return _Heard(_Say.PERMIT, True, True, frozenset(), _names(newer))
-        return _Heard(
-            _Say.DENY,
-            released=False,
-            explicit=False,
-            reasons=_why(denies, Reason.RESTRICTED) | ({Reason.CONFLICT} if newer else set()),
-            basis=_names(denies + newer),
-            conflict=bool(newer),
-        )
+        if newer and mood is _Mood.HOPEFUL:
+            return _permitted(newer)
+        restricted = frozenset({Reason.RESTRICTED})
+        basis = _names(denies + newer)
+        return _Heard(_Say.DENY, False, restricted, basis, conflict=bool(newer))
     if permits:
-        return _Heard(_Say.PERMIT, True, True, frozenset({Reason.PERMITTED}), _names(permits))
-    if implicit:
-        why = _why(implicit, Reason.NOT_COVERED)
-        return _Heard(_Say.IMPLICIT_DENY, False, False, why, _names(implicit))
-    doubts = frozenset().union(*(v.why for _, v in by[_Say.SILENT]))
-    under_treatment = "TREAT" in purposes_above(case.asked.purpose)
-    if case.policy.default is Default.IMPLIED and under_treatment and case.asked.circle:
-        return _Heard(_Say.SILENT, True, False, frozenset({Reason.IMPLIED}), frozenset())
-    doubted = [(d, v) for d, v in by[_Say.SILENT] if v.why]
-    return _Heard(_Say.SILENT, False, False, doubts | {Reason.NO_CONSENT}, _names(doubted))
+        return _permitted(permits)
+    if implicit := [(d, v) for d, v in voices if v.say is _Say.IMPLICIT_DENY]:
+        not_covered = frozenset({Reason.NOT_COVERED})
+        return _Heard(_Say.IMPLICIT_DENY, False, not_covered, _names(implicit))
+    under_treatment = "TREAT" in purposes_above(asked.purpose)
+    if policy.default is Default.IMPLIED and under_treatment and asked.circle:
+        return _Heard(_Say.SILENT, True, frozenset({Reason.IMPLIED}), frozenset())
+    void = [(d, v) for d, v in voices if Reason.PERFORMER_NOT_ENTITLED in v.why]
+    reason = Reason.PERFORMER_NOT_ENTITLED if void else Reason.NO_CONSENT
+    return _Heard(_Say.SILENT, False, frozenset({reason}), _names(void))
 
 
-def _names(voices: Sequence[tuple[Directive, _Voice]]) -> frozenset[str]:
+def _permitted(permits: Sequence[_Voiced]) -> _Heard:
+    labelled = any(v.labelled for _, v in permits)
+    reasons = frozenset({Reason.PERMITTED})
+    return _Heard(_Say.PERMIT, True, reasons, _names(permits), labelled=labelled)
+
+
+def _names(voices: Iterable[_Voiced]) -> frozenset[str]:
     return frozenset(d.name for d, _ in voices)
 
 
-def _why(voices: Sequence[tuple[Directive, _Voice]], plain: Reason) -> frozenset[Reason]:
-    """The doubts of those that doubt, `plain` for those that do not."""
-    return frozenset().union(*(v.why or {plain} for _, v in voices))
-
-
 def _look(
-    speaking: Sequence[Directive], asked: Request, policy: Policy, item: Item
+    speakers: Sequence[_Speaker], asked: Request, policy: Policy, item: Item
 ) -> tuple[Finding, tuple[_Heard, ...]]:
     """CS-33, CS-34: released if released for each reader; else would it be, were all known?"""
     readers: Sequence[str | None] = sorted(set(asked.readers)) or [None]
-    sober = tuple(
-        _hear(speaking, _Case(asked, policy, item, reader, hopeful=False)) for reader in readers
-    )
+
+    def listen(mood: _Mood) -> list[list[_Voiced]]:
+        return [
+            [(s.directive, s.voice(rows[n], mood)) for s, rows in matched]
+            for n in range(len(readers))
+        ]
+
+    matched = [(speaker, speaker.rows(item, readers)) for speaker in speakers]
+    told = listen(_Mood.SOBER)
+    sober = tuple([_hear(voices, asked, policy, _Mood.SOBER) for voices in told])
     basis = frozenset().union(*(h.basis for h in sober))
     if all(h.released for h in sober):
-        explicit = all(h.explicit for h in sober)
         reasons = frozenset().union(*(h.reasons for h in sober))
-        return Finding(item.id, Outcome.RELEASE, reasons, basis, explicit), sober
-    hopeful = [
-        _hear(speaking, _Case(asked, policy, item, reader, hopeful=True)) for reader in readers
-    ]
-    refusing = [h for h in sober if not h.released]
-    reasons = frozenset().union(*(h.reasons for h in refusing))
-    if all(h.released for h in hopeful):
-        doubts = reasons - FINAL_REASONS
-        return Finding(item.id, Outcome.HOLD, doubts or reasons, basis, explicit=False), sober
-    certain = frozenset().union(
-        *(h.reasons for h, hope in zip(sober, hopeful, strict=True) if not hope.released)
-    )
-    final = (certain & FINAL_REASONS) or (reasons & FINAL_REASONS)
-    if not final:
-        final = frozenset().union(*(h.reasons for h in hopeful if not h.released)) & FINAL_REASONS
-    return Finding(item.id, Outcome.WITHHOLD, final or reasons, basis, explicit=False), sober
+        explicit = all(h.say is _Say.PERMIT for h in sober)
+        labelled = all(h.labelled for h in sober)
+        return Finding(item.id, Outcome.RELEASE, reasons, basis, explicit, labelled), sober
+    hoped = listen(_Mood.HOPEFUL)
+    hopeful = [_hear(voices, asked, policy, _Mood.HOPEFUL) for voices in hoped]
+    if not all(h.released for h in hopeful):
+        final = frozenset().union(*(h.reasons for h in hopeful if not h.released))
+        basis |= frozenset().union(*(h.basis for h in hopeful if not h.released))
+        return Finding(item.id, Outcome.WITHHOLD, final, basis, explicit=False), sober
+    doubts: set[Reason] = set()
+    for heard, before, after in zip(sober, told, hoped, strict=True):
+        if heard.released:
+            continue
+        if heard.conflict:
+            doubts.add(Reason.CONFLICT)
+        turned = [b for b, a in zip(before, after, strict=True) if b[1].say is not a[1].say]
+        doubts |= _joined(v for _, v in turned)
+        basis |= _names(turned)
+    return Finding(item.id, Outcome.HOLD, frozenset(doubts), basis, explicit=False), sober
 
 
 # --- the decision -----------------------------------------------------------------------------
 
 
 def speaking(on_file: Iterable[Directive], asked: Request) -> list[Directive]:
-    """CS-10 to CS-12: the latest version of each, if active, about privacy, of this patient."""
+    """CS-10 to CS-12: the latest version of each, if active, about privacy, of this patient.
+
+    Where it cannot be known which version is the latest, none that may be is computable.
+    """
     own = {asked.patient} | asked.aliases
     latest: list[Directive] = []
-    by_id = sorted(on_file, key=lambda d: d.id)
-    for _, versions in groupby(by_id, key=lambda d: d.id):
+    for id_, versions in groupby(sorted(on_file, key=lambda d: d.id), key=lambda d: d.id):
         several = list(versions)
-        latest.extend(d for d in several if d.version is None)
-        readable = [d for d in several if d.version is not None]
-        if readable:
-            newest = max(d.version or 0 for d in readable)
-            latest.extend(d for d in readable if d.version == newest)
-    return [
-        d for d in latest if d.active and d.privacy and asked.directory.resolve(d.patient) in own
-    ]
+        newest = max((d.version for d in several if d.version is not None), default=None)
+        may_be = [d for d in several if not id_ or d.version is None or d.version == newest]
+        known = not id_ or (
+            len({d.active for d in may_be}) == 1 and all(d.version is not None for d in may_be)
+        )
+        latest.extend(d if known else replace(d, computable=False) for d in may_be if d.active)
+    return [d for d in latest if d.privacy and asked.directory.resolve(d.patient) in own]
 
 
 def decide(on_file: Sequence[Directive], asked: Request, policy: Policy) -> Decision:
     """Total: what we cannot compute is a Hold for a person to look at, never a guess (CS-35)."""
+    try:
+        return _decide(on_file, asked, policy)
+    except Exception:  # noqa: BLE001 - whatever it was, a person looks at it; nothing goes out (CS-01)
+        return on_hold(asked, policy, Reason.DECISION_ERROR)
+
+
+def _decide(on_file: Sequence[Directive], asked: Request, policy: Policy) -> Decision:
     rules = speaking(on_file, asked)
-    looked = [_look(rules, asked, policy, item) for item in asked.items]
+    speakers = [_Speaker(directive, asked, policy) for directive in rules]
+    looked = [_look(speakers, asked, policy, item) for item in asked.items]
     findings = tuple(sorted((finding for finding, _ in looked), key=lambda f: f.item))
     released = frozenset(f.item for f in findings if f.outcome is Outcome.RELEASE)
     doubtful = frozenset(f.item for f in findings if f.outcome is Outcome.HOLD)
@@ -1089,19 +1370,21 @@ def decide(on_file: Sequence[Directive], asked: Request, policy: Policy) -> Deci
 
 
 def on_hold(asked: Request, policy: Policy, reason: Reason) -> Hold:
-    """A Hold without a look at the items: the decision itself failed (CS-01), or a Consent that
-    may be this patient's could not be read at all.
+    """A Hold of all items without a look at them: the decision itself failed (CS-01), or a
+    Consent that may be this patient's could not be read at all.
     """
+    why = frozenset({reason})
+    ids = sorted(item.id for item in asked.items)
     return Hold(
         at=asked.at,
         recipient=asked.recipient,
         readers=asked.readers,
         found=Found.NO_CONSENT,
-        findings=(),
+        findings=tuple(Finding(id_, Outcome.HOLD, why, frozenset(), explicit=False) for id_ in ids),
         signs=frozenset(),
         basis=frozenset(),
         policy=policy.name,
-        reasons=frozenset({reason}),
+        reasons=why,
     )
 
 
@@ -1125,7 +1408,8 @@ def _signs(
         signs.add(Sign.NOT_COMPUTABLE)
     if any(h.conflict for readers in heard for h in readers):
         signs.add(Sign.CONFLICT_NEWER_PERMIT)
-    if any(_relatives_matter(d, policy) for d in rules) and _is_fourteen(asked, policy):
+    in_force = [d for d in rules if d.root is None or is_in_force(d.root, asked.at)]
+    if any(_relatives_matter(d, asked, policy) for d in in_force) and _is_fourteen(asked, policy):
         signs.add(Sign.PERFORMER_NOT_ENTITLED)
     return frozenset(signs)
 
@@ -1144,7 +1428,7 @@ def decide_again_at(
             if rule.period is not None:
                 instants |= {rule.period.start} if rule.period.start is not None else set()
                 instants |= {rule.period.end + MOMENT} if rule.period.end is not None else set()
-        if _relatives_matter(directive, policy) and asked.birth_date is not None:
+        if _relatives_matter(directive, asked, policy) and asked.birth_date is not None:
             day = _fourteenth_birthday(asked.birth_date)
             midnight = datetime(day.year, day.month, day.day, tzinfo=policy.zone)
             instants.add(midnight.astimezone(UTC))

@@ -6,7 +6,7 @@ everything and is a Hold. Nothing here raises on a Consent's content.
 
 import re
 from calendar import monthrange
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from functools import cache
 from typing import Any, Final
@@ -49,6 +49,43 @@ RULE_ELEMENTS: Final = frozenset(
         "provision",
     }
 )
+CONDITIONS: Final = ("actor", "action", "securityLabel", "purpose", "class", "code", "data")
+CONSENT_ELEMENTS: Final = frozenset(
+    {
+        "resourceType",
+        "id",
+        "meta",
+        "implicitRules",
+        "language",
+        "text",
+        "contained",
+        "extension",
+        "modifierExtension",
+        "identifier",
+        "status",
+        "scope",
+        "category",
+        "patient",
+        "dateTime",
+        "performer",
+        "organization",
+        "sourceAttachment",
+        "sourceReference",
+        "policy",
+        "policyRule",
+        "verification",
+        "provision",
+    }
+)
+STATUSES: Final = frozenset(
+    {"draft", "proposed", "active", "rejected", "inactive", "entered-in-error"}
+)
+BASES: Final = frozenset(Base)
+EFFECTS: Final = frozenset(Effect)
+_ID: Final = re.compile(r"[A-Za-z0-9.-]{1,64}")
+_VERSION: Final = re.compile(r"[0-9]{1,18}")
+_FIRST: Final = datetime.min.replace(tzinfo=UTC)
+_FOREVER: Final = datetime.max.replace(tzinfo=UTC)
 _PARTIAL: Final = re.compile(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?")
 _INSTANT: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d{2})")
 _LAST: Final = timedelta(microseconds=1)
@@ -62,29 +99,62 @@ class UnreadableError(ValueError):
 def directive(resource: Json, zone: tzinfo) -> Directive:
     """A FHIR R4 Consent as the engine judges it. `zone` gives partial dates their bounds."""
     version = _version(resource)
-    dated, base, root = None, None, None
+    dated, base, root, performers = None, None, None, None
     computable = version is not None
     try:
-        dated = _first_instant(resource.get("dateTime"), zone)
+        dated = _first_instant(resource, "dateTime", zone)
+        performers = _performers(resource)
         base = _base(resource.get("policyRule"))
         provision = resource.get("provision")
         root = None if provision is None else _rule(_object(provision), zone, root=True)
-        if _modifies(resource) or resource.get("implicitRules") is not None:
+        if _is_odd(resource) or _modifies(resource):
             computable = False
-    except (UnreadableError, ValueError, OverflowError):
+    except (UnreadableError, ValueError, OverflowError, RecursionError):
         computable, root = False, None
+    status = resource.get("status")
     return Directive(
-        id=str(resource.get("id", "")),
+        id=_id(resource),
         version=version,
-        active=resource.get("status") == "active",
+        active=status == "active" or not _among(status, STATUSES),
         privacy=_is_privacy(resource),
         patient=_reference(resource.get("patient")),
         dated=dated,
         base=base,
         root=root,
-        by_relatives_alone=_by_relatives_alone(resource.get("performer")),
+        by_relatives_alone=bool(performers) and all(p is None for p in performers or ()),
+        performers=tuple(p for p in performers or () if p is not None),
         computable=computable,
     )
+
+
+def _is_odd(resource: Json) -> bool:
+    """Not an R4 Consent as far as the rules read one, or read differently by others."""
+    return (
+        resource.get("resourceType") != "Consent"
+        or resource.get("implicitRules") is not None
+        or not _among(resource.get("status"), STATUSES)
+        or (resource.get("id") is not None and not _id(resource))
+        or not _is_concept(resource.get("scope"))
+        or any(e not in CONSENT_ELEMENTS for e in resource if not e.startswith("_"))
+    )
+
+
+def _among(value: Any, known: Container[str]) -> bool:
+    return isinstance(value, str) and value in known
+
+
+def _is_concept(node: Any) -> bool:
+    """Absent, or a CodeableConcept whose codings can be read."""
+    if node is None:
+        return True
+    codings = node.get("coding", []) if isinstance(node, Mapping) else None
+    return isinstance(codings, list) and all(isinstance(c, Mapping) for c in codings)
+
+
+def _id(resource: Json) -> str:
+    """Empty if it has none that is legal."""
+    id_ = resource.get("id")
+    return id_ if isinstance(id_, str) and _ID.fullmatch(id_) else ""
 
 
 def unreadable(id_: str) -> Directive:
@@ -107,7 +177,7 @@ def _version(resource: Json) -> int | None:
     if meta is None or (isinstance(meta, Mapping) and meta.get("versionId") is None):
         return 1
     text = meta.get("versionId") if isinstance(meta, Mapping) else None
-    return int(text) if isinstance(text, str) and text.isascii() and text.isdigit() else None
+    return int(text) if isinstance(text, str) and _VERSION.fullmatch(text) else None
 
 
 def _modifies(node: Any) -> bool:
@@ -120,8 +190,11 @@ def _modifies(node: Any) -> bool:
 
 
 def _is_privacy(resource: Json) -> bool:
+    """CS-11. Of a scope that cannot be read it cannot be said that it is another one."""
+    if not _is_concept(resource.get("scope")):
+        return True
     scope = _codings(resource.get("scope"))
-    if any(c.get("system") in CONSENT_SCOPE for c in scope):
+    if any(_among(c.get("system"), CONSENT_SCOPE) for c in scope):
         return any(_says_privacy(c) for c in scope)
     category = resource.get("category")
     several = category if isinstance(category, list) else []
@@ -129,44 +202,58 @@ def _is_privacy(resource: Json) -> bool:
 
 
 def _says_privacy(coding: Json) -> bool:
-    return coding.get("system") in CONSENT_SCOPE and coding.get("code") == "patient-privacy"
+    return _among(coding.get("system"), CONSENT_SCOPE) and coding.get("code") == "patient-privacy"
 
 
-def _by_relatives_alone(performer: Any) -> bool:
-    if not isinstance(performer, list) or not performer:
-        return False
-    return all(_is_relative(p) for p in performer)
-
-
-def _is_relative(performer: Any) -> bool:
-    if not isinstance(performer, Mapping):
-        return False
-    named = performer.get("type")
-    if isinstance(named, str):
-        return named == "RelatedPerson"
-    literal = performer.get("reference")
-    return isinstance(literal, str) and "RelatedPerson" in literal.split("/")
+def _performers(resource: Json) -> list[Reference | None]:
+    """None for a RelatedPerson; nothing if one of them is surely none (CS-16)."""
+    found: list[Reference | None] = []
+    contained = [c for c in _list(resource.get("contained")) if isinstance(c, Mapping)]
+    relatives = {f"#{c.get('id')}" for c in contained if c.get("resourceType") == "RelatedPerson"}
+    for performer in _list(resource.get("performer")):
+        reference = _reference(_object(performer))
+        literal = reference.literal or ""
+        if (
+            performer.get("type") == "RelatedPerson"
+            or "RelatedPerson" in literal.split("/")
+            or literal in relatives
+        ):
+            found.append(None)
+        elif not literal and reference.identifier and performer.get("type") is None:
+            found.append(reference)
+        else:
+            return []
+    return found
 
 
 def _base(concept: Any) -> Base | None:
-    for coding in _codings(concept):
-        if coding.get("system") in POLICY_RULE and coding.get("code") in set(Base):
-            return Base(coding["code"])
-    return None
+    """The base it names, if known; two different ones cannot both be meant."""
+    if not _is_concept(concept):
+        raise UnreadableError("policyRule")
+    found = {
+        Base(coding["code"])
+        for coding in _codings(concept)
+        if _among(coding.get("system"), POLICY_RULE) and _among(coding.get("code"), BASES)
+    }
+    if len(found) > 1:
+        raise UnreadableError("policyRule")
+    return next(iter(found), None)
 
 
 def _rule(node: Json, zone: tzinfo, *, root: bool) -> Rule:
     if unknown := set(node) - RULE_ELEMENTS - {f"_{e}" for e in RULE_ELEMENTS}:
         raise UnreadableError(f"{len(unknown)} unknown elements")
     effect = node.get("type")
-    if effect is not None and effect not in set(Effect):
+    if effect is not None and not _among(effect, EFFECTS):
         raise UnreadableError("type")
     if effect is None and not root:
         raise UnreadableError("type")
+    if any(node.get(condition) == [] for condition in CONDITIONS):
+        raise UnreadableError("a condition without content")
     return Rule(
         effect=None if effect is None else Effect(effect),
         period=_period(node.get("period"), zone),
-        actors=tuple(_actor(a) for a in _list(node.get("actor"))),
+        actors=tuple(a for node_ in _list(node.get("actor")) for a in _actor(node_)),
         actions=_concepts(node.get("action")),
         purposes=tuple(_code(c) for c in _list(node.get("purpose"))),
         labels=tuple(_code(c) for c in _list(node.get("securityLabel"))),
@@ -227,12 +314,13 @@ def _reference(node: Any) -> Reference:
     return Reference(_text(node.get("reference")), named)
 
 
-def _actor(node: Any) -> Actor:
+def _actor(node: Any) -> list[Actor]:
+    """One for each role of the actor that can be read; if none can, one with what stands there."""
     actor = _object(node)
-    codings = _codings(actor.get("role"))
-    known = [c for c in codings if Code(_text(c.get("system")), None).system == PARTICIPATION]
-    role = _code((known or codings)[0]) if codings else Code(None, None)
-    return Actor(role, _reference(actor.get("reference")))
+    who = _reference(actor.get("reference"))
+    roles = [_code(c) for c in _codings(actor.get("role"))]
+    known = [role for role in roles if role.system == PARTICIPATION]
+    return [Actor(role, who) for role in known or roles[:1] or [Code(None, None)]]
 
 
 def _datum(node: Any) -> Datum:
@@ -244,30 +332,37 @@ def _period(node: Any, zone: tzinfo) -> Period | None:
     if node is None:
         return None
     period = _object(node)
-    start, end = period.get("start"), period.get("end")
-    return Period(_first_instant(start, zone), _last_instant(end, zone))
+    if any(e not in {"id", "extension", "start", "end", "_start", "_end"} for e in period):
+        raise UnreadableError("period")
+    start, end = _bounds(period, "start", zone), _bounds(period, "end", zone)
+    if start and end and start[0] > end[1]:
+        raise UnreadableError("period")
+    return Period(start[0] if start else None, end[1] if end else None)
 
 
-def _first_instant(node: Any, zone: tzinfo) -> datetime | None:
-    bounds = _bounds(node, zone)
+def _first_instant(node: Json, element: str, zone: tzinfo) -> datetime | None:
+    bounds = _bounds(node, element, zone)
     return bounds[0] if bounds else None
 
 
-def _last_instant(node: Any, zone: tzinfo) -> datetime | None:
-    bounds = _bounds(node, zone)
-    return bounds[1] if bounds else None
-
-
-def _bounds(node: Any, zone: tzinfo) -> tuple[datetime, datetime] | None:
-    """First and last instant a FHIR dateTime may mean (CS-14); None if absent."""
-    if node is None:
+def _bounds(node: Json, element: str, zone: tzinfo) -> tuple[datetime, datetime] | None:
+    """First and last instant that a FHIR dateTime may mean (CS-14); None if absent."""
+    text = node.get(element)
+    if text is None:
+        if node.get(f"_{element}") is not None:
+            raise UnreadableError("a date of which only an extension is given")
         return None
-    if not isinstance(node, str):
+    if not isinstance(text, str):
         raise UnreadableError("dateTime")
-    if _INSTANT.fullmatch(node):
-        exact = datetime.fromisoformat(node).astimezone(UTC)
+    return instants(text, zone)
+
+
+def instants(text: str, zone: tzinfo) -> tuple[datetime, datetime]:
+    """First and last instant that a FHIR dateTime may mean. UnreadableError, ValueError."""
+    if _INSTANT.fullmatch(text):
+        exact = _utc(datetime.fromisoformat(text))
         return exact, exact
-    partial = _PARTIAL.fullmatch(node)
+    partial = _PARTIAL.fullmatch(text)
     if partial is None:
         raise UnreadableError("dateTime")
     year, month, day = (int(g) if g else None for g in partial.groups())
@@ -275,7 +370,8 @@ def _bounds(node: Any, zone: tzinfo) -> tuple[datetime, datetime] | None:
         raise UnreadableError("dateTime")
     first = date(year, month or 1, day or 1)
     last = date(year, month or 12, day or monthrange(year, month or 12)[1])
-    return midnight(first, zone), midnight(last + timedelta(days=1), zone) - _LAST
+    ends = _FOREVER if last == date.max else after(last, zone) - _LAST
+    return midnight(first, zone), ends
 
 
 @cache
@@ -285,12 +381,20 @@ def zone(name: str) -> ZoneInfo:
 
 def midnight(day: date, zone: tzinfo) -> datetime:
     """The first instant of a day."""
-    return datetime.combine(day, time(), zone).astimezone(UTC)
+    return _utc(datetime.combine(day, time(), zone))
 
 
 def after(day: date, zone: tzinfo) -> datetime:
     """The first instant that is not of that day any more."""
     return midnight(day + timedelta(days=1), zone)
+
+
+def _utc(instant: datetime) -> datetime:
+    """In UTC; at the ends of the calendar, where it has no such instant, the nearest one."""
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError:
+        return _FIRST if instant.year == 1 else _FOREVER
 
 
 # --- screening's events -----------------------------------------------------------------------
