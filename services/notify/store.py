@@ -797,6 +797,21 @@ async def refusals(tx: Tx, patient: UUID | None, most: int = 100) -> Sequence[Ro
     return (await tx.execute(_REFUSALS, {"patient": patient, "most": most})).all()
 
 
+# Newest first by audit_pkey; of one patient by audit_patient. What the officer reads is not told.
+_DISCLOSURES = text(
+    "select recorded, shape, agent, agent_kind, tenant, recipient, reader, patient, entities"
+    " from audit where shape in ('PatientRead', 'PatientQuery', 'PrivacyDisclosure.Source')"
+    "  and outcome = 0 and tenant is not null and not 'privacy' = any(roles)"
+    "  and (cast(:patient as uuid) is null or patient = :patient)"
+    " order by position desc limit :most"
+)
+
+
+async def disclosures(tx: Tx, patient: UUID | None, most: int = 100) -> Sequence[Row[Any]]:
+    """Who was told of whom, newest first; in a transaction of role `privacy`, or of the worker."""
+    return (await tx.execute(_DISCLOSURES, {"patient": patient, "most": most})).all()
+
+
 # --- routing, due, sites ----------------------------------------------------------------------
 
 _REACH = text(

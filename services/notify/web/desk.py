@@ -1,0 +1,330 @@
+"""What the pages show, got from notify for one reader at one instant (NW-02).
+
+Each answer is one transaction in the request role of the reader's clinic: consent is heard,
+decided for this person alone, and the audit record written, or nothing is shown.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID, uuid5
+from zoneinfo import ZoneInfo
+
+from services.notify import card as cards
+from services.notify import flow, store, telling
+from services.notify.card import TAKEN_BACK, Status
+from services.notify.store import Facts
+from services.notify.telling import House, Told
+from services.notify.web import showing
+from services.notify.web.pages import Ask, Shown
+from services.notify.web.showing import Names
+from services.notify.web.views import (
+    Card,
+    CardPage,
+    Conflict,
+    Coverage,
+    Disclosure,
+    Filter,
+    MyList,
+    Order,
+    Outcome,
+    Person,
+    Progress,
+    Refusal,
+    Register,
+    Step,
+    Tier,
+)
+from services.notify.web.words import LOCALES, Words
+from services.plumbing import audit
+from services.plumbing.audit import AuditRecord, Trail
+from services.plumbing.db import Database, Tx
+from services.plumbing.web import Rejection
+
+STAYS_VISIBLE: Final = timedelta(days=7)
+"""How long a card that was taken back is shown with its reason (NW-11)."""
+MOST: Final = 100
+"""Entries of each kind on the privacy officer's page."""
+DEMOGRAPHICS: Final = ("family", "given", "birthDate", "gender", "healthCard")
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A card that its reader may see, and what they were told for it."""
+
+    work: cards.Card
+    told: Told
+    view: Card
+
+
+class NotifyDesk:
+    """The desk of the pages (pages.Desk), on notify's own database."""
+
+    def __init__(self, *, db: Database, house: House, now: Callable[[], datetime]) -> None:
+        self._db = db
+        self._house = house
+        self._now = now
+
+    # N1
+
+    async def my_list(self, ask: Ask, chosen: Filter, order: Order) -> Shown[MyList]:
+        now, clinic, names = self._now(), _clinic(ask), self._names(ask)
+        async with self._db.request(clinic, role="clinic_cm") as tx:
+            listed = [c for c in await store.cards_of_clinic(tx, clinic) if _is_listed(c, now)]
+            told = await self._tell(tx, listed, ask, now)
+            seen = [
+                self._see(work, told[work.id], names, now)
+                for work in cards.in_order(listed)
+                if told[work.id].shows(work)
+            ]
+            await audit.record(tx, self._records(ask, listed, told, now))
+            coverage = await self._coverage(tx, names, now)
+        return Shown(_listed(seen, chosen, order), now, coverage)
+
+    # N2
+
+    async def card(self, ask: Ask, key: UUID) -> Shown[CardPage] | None:
+        now, clinic, names = self._now(), _clinic(ask), self._names(ask)
+        async with self._db.request(clinic, role="clinic_cm") as tx:
+            work = await self._find(tx, clinic, key)
+            if work is None:
+                return None
+            told = (await self._tell(tx, [work], ask, now))[work.id]
+            await audit.record(tx, self._records(ask, [work], {work.id: told}, now))
+            if not told.shows(work):
+                return None
+            if work.status is Status.REQUESTED and not ask.prefetch and not ask.background:
+                work = await self._mark_seen(tx, work, ask, now)
+            page = CardPage(
+                card=self._see(work, told, names, now).view,
+                why=showing.why(told, names),
+                history=await self._history(tx, work, names),
+                remarks=showing.remarks(work, names),
+            )
+            coverage = await self._coverage(tx, names, now)
+        return Shown(page, now, coverage)
+
+    async def take(self, ask: Ask, key: UUID, version: int) -> bool | Conflict | None:
+        now, clinic, names = self._now(), _clinic(ask), self._names(ask)
+        async with self._db.request(clinic, role="clinic_cm") as tx:
+            wish = cards.Ask(status=Status.ACCEPTED, owner=ask.who.id)
+            try:
+                done = await self._act(self._turn(tx, now), key, wish, version, ask)
+            except cards.NotAllowedError:
+                done = await self._as_it_is(tx, clinic, key)
+            match done:
+                case None:
+                    return None
+                case flow.Stale(work):
+                    told = (await self._tell(tx, [work], ask, now))[work.id]
+                    steps = await self._history(tx, work, names)
+                    seen = self._see(work, told, names, now).view
+                    return Conflict(seen, steps[-1] if steps else None)
+                case cards.Card():
+                    return True
+
+    async def _act(
+        self, turn: flow.Turn, key: UUID, wish: cards.Ask, version: int | None, ask: Ask
+    ) -> cards.Card | flow.Stale | None:
+        act = flow.Act(
+            clinic=_clinic(ask),
+            card=key,
+            ask=wish,
+            by=ask.who.id,
+            person=ask.who.id,
+            version=version,
+        )
+        return await flow.acknowledge(act, turn, Trail.of(ask.request, ask.who, turn.now))
+
+    def _turn(self, tx: Tx, now: datetime) -> flow.Turn:
+        return flow.Turn(tx=tx, now=now, house=self._house)
+
+    async def _as_it_is(self, tx: Tx, clinic: str, key: UUID) -> flow.Stale | None:
+        """Of a card whose state allows no such act, which the person could not know."""
+        work = await self._find(tx, clinic, key)
+        return None if work is None else flow.Stale(work)
+
+    async def _mark_seen(self, tx: Tx, work: cards.Card, ask: Ask, now: datetime) -> cards.Card:
+        """Opened by a person; if somebody was faster, as they left it."""
+        wish = cards.Ask(status=Status.RECEIVED)
+        done = await self._act(self._turn(tx, now), work.id, wish, None, ask)
+        return done if isinstance(done, cards.Card) else work
+
+    async def _find(self, tx: Tx, clinic: str, key: UUID) -> cards.Card | None:
+        """The card; a stub tells nothing, so it is no page (CA-32)."""
+        work = await store.card(tx, clinic, key)
+        return None if work is None or cards.is_stub(work) else work
+
+    async def _history(self, tx: Tx, work: cards.Card, names: Names) -> Sequence[Step]:
+        """Each change of state, and by whom; versions that only say otherwise are left out."""
+        steps: list[Step] = []
+        for row in await store.history(tx, work.id):
+            progress = showing.PROGRESS[Status(row.status)]
+            if not steps or steps[-1].progress is not progress:
+                steps.append(Step(row.at, progress, names.person(row.by)))
+        return steps
+
+    # O5
+
+    async def register(self, ask: Ask, patient: UUID | None) -> Shown[Register]:
+        now, names = self._now(), self._names(ask)
+        trail = Trail.of(ask.request, ask.who, now)
+        async with self._db.request("", role="privacy") as tx:
+            refused = await store.refusals(tx, patient, MOST + 1)
+            told = await store.disclosures(tx, patient, MOST + 1)
+            about = {row.patient for row in (*refused[:MOST], *told[:MOST])}
+            facts = await store.facts(tx, about)
+            people = {
+                key: self._person(one, names, "", now) for one in facts.values() for key in one.keys
+            }
+            await audit.record(tx, trail.searched("register", sorted(about)))
+            coverage = await self._coverage(tx, names, now)
+        content = Register(
+            refusals=[
+                Refusal(
+                    at=row.at,
+                    patient=row.patient,
+                    recipient=names.clinic(row.clinic),
+                    outcome=Outcome(row.outcome),
+                    reasons=row.reasons,
+                    person=people.get(row.patient),
+                    basis=row.basis,
+                )
+                for row in refused[:MOST]
+            ],
+            disclosures=[
+                Disclosure(
+                    at=row.recorded,
+                    patient=row.patient,
+                    recipient=names.clinic(row.recipient or row.tenant),
+                    channel=showing.channel(row.shape, row.agent_kind),
+                    person=people.get(row.patient),
+                    by=names.person(row.agent) if row.agent_kind == "person" else None,
+                    level=showing.LEVEL,
+                )
+                for row in told[:MOST]
+            ],
+            sought=patient is not None,
+            more=len(refused) > MOST or len(told) > MOST,
+        )
+        return Shown(content, now, coverage)
+
+    # What each of them needs
+
+    async def _tell(
+        self, tx: Tx, listed: Sequence[cards.Card], ask: Ask, now: datetime
+    ) -> Mapping[UUID, Told]:
+        """By card: what this person may be told of its patient now, Consents held still."""
+        patients = {work.patient for work in listed}
+        await store.hear_consents(tx, patients)
+        facts = await store.facts(tx, patients)
+        of_key = {key: one for one in facts.values() for key in one.keys}
+        told = {
+            one.patient: telling.tell_person(self._house, one, _clinic(ask), ask.who.id, now)
+            for one in facts.values()
+        }
+        return {work.id: told[of_key[work.patient].patient] for work in listed}
+
+    def _see(self, work: cards.Card, told: Told, names: Names, now: datetime) -> _Seen:
+        row = telling.present_row(told.facts, work.clinic)
+        spoken = row.language if row else ""
+        who = self._person(told.facts, names, spoken, now)
+        return _Seen(work, told, showing.card(told.trimmed(work), told, who, names, now))
+
+    def _person(self, facts: Facts, names: Names, spoken: str, now: datetime) -> Person:
+        fields = {name: telling.demographic(self._house, facts, name) for name in DEMOGRAPHICS}
+        return showing.person({**fields, "language": spoken}, names, now)
+
+    async def _coverage(self, tx: Tx, names: Names, now: datetime) -> Coverage:
+        return showing.coverage(self._house.region(), await store.sites_heard(tx), names, now)
+
+    def _names(self, ask: Ask) -> Names:
+        region = self._house.region()
+        words = Words(ask.language, ZoneInfo(region.timezone))
+        clinic = region.clinic(ask.who.clinic) if ask.who.clinic else None
+        return Names(
+            region=region,
+            language=ask.language.value,
+            anonymous=words.say("place.hospital"),
+            reader=ask.who.id,
+            zone=words.zone,
+            own=clinic.language if clinic else ask.language.value,
+            tongue=lambda code: LOCALES[ask.language].languages.get(code, code),
+        )
+
+    def _records(
+        self, ask: Ask, listed: Sequence[cards.Card], told: Mapping[UUID, Told], now: datetime
+    ) -> list[AuditRecord]:
+        """One of each decision, and one of each card shown; of a page's own refresh, once a
+        session and card version (E-1, E-2, CS-110).
+        """
+        trail = Trail.of(ask.request, ask.who, now)
+        records = []
+        for work in listed:
+            one, entity = told[work.id], f"Task/{work.id}/_history/{work.version}"
+            decided = replace(
+                flow.decision_record(trail, one.facts, work.clinic, one), reader=ask.who.id
+            )
+            if ask.background:
+                name = f"{entity}/{decided.outcome}/{','.join(decided.reasons)}"
+                decided = replace(decided, once=uuid5(ask.session, name))
+            records.append(decided)
+            if one.shows(work):
+                records.append(
+                    trail.refreshed(entity, work.patient, ask.session)
+                    if ask.background
+                    else trail.read(entity, work.patient)
+                )
+        return records
+
+
+def _clinic(ask: Ask) -> str:
+    """The reader's clinic. A nurse of none has no cards: there is nothing at the address."""
+    if ask.who.clinic is None:
+        raise Rejection("not-found", "There is nothing at this address.", status=404)
+    return ask.who.clinic
+
+
+def _is_listed(work: cards.Card, now: datetime) -> bool:
+    """Work that is open, and for a week what was taken back with a reason that may be said."""
+    if work.is_open:
+        return True
+    recent = work.closed is not None and now - work.closed < STAYS_VISIBLE
+    return work.status in TAKEN_BACK and recent and not cards.is_stub(work)
+
+
+def _listed(seen: Sequence[_Seen], chosen: Filter, order: Order) -> MyList:
+    """The list of what is seen; what is snoozed is counted, what was taken back is news only."""
+    awake = [
+        replace(one.view, tier=Tier.DIGEST) if one.work.status in TAKEN_BACK else one.view
+        for one in seen
+        if one.view.progress is not Progress.SLEEP
+    ]
+    kept: Mapping[Filter, Sequence[Card]] = {
+        Filter.ALL: awake,
+        Filter.MINE: [one for one in awake if one.mine],
+        Filter.UNASSIGNED: [one for one in awake if one.owner is None],
+    }
+    return MyList(
+        cards=_sorted(kept[chosen], order),
+        counts={one: len(found) for one, found in kept.items()},
+        due_now=sum(one.tier is Tier.NOW for one in awake),
+        due_today=sum(one.tier is Tier.TODAY for one in awake),
+        snoozed=sum(one.view.progress is Progress.SLEEP for one in seen),
+        chosen=chosen,
+        order=order,
+    )
+
+
+def _sorted(found: Sequence[Card], order: Order) -> Sequence[Card]:
+    """Stable: what is equal stays as a nurse reads cards, the last to come up first."""
+    match order:
+        case Order.PATIENT:
+            return sorted(found, key=lambda one: one.person.name.casefold())
+        case Order.OWNER:
+            return sorted(found, key=lambda one: (one.owner is not None, one.owner or ""))
+        case Order.DUE:
+            return sorted(found, key=lambda one: (-one.late_days, one.due is None, one.due))
+        case Order.LATEST:
+            return found
