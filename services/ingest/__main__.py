@@ -76,7 +76,7 @@ def main() -> int:
     try:
         said = settings.read(IngestSettings)
         telemetry.set_up("ingest", said.log_level, said.otlp_endpoint)
-        return asyncio.run(run(said))
+        return process.run(run(said))
     except (SettingsError, RegionError) as error:
         sys.stderr.write(f"{error}\n")
         return 2

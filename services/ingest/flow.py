@@ -526,7 +526,7 @@ class _Batch:
         if record is None:
             return
         item.record = record
-        item.version = record.version
+        item.version = record.version if item.again is None else item.again.version
         if self._precondition_fails(item, record) or self._reference_fails(item):
             return
         if item.entry.method == "DELETE":

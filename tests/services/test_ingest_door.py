@@ -440,10 +440,10 @@ async def test_validate_stores_nothing(door: IngestDoor) -> None:
     assert (fine.status_code, fine.json()["issue"][0]["severity"]) == (200, "information")
     bad = await door.ask("POST", "/Encounter/$validate", ed_visit(status="x"))
     assert (bad.status_code, bad.json()["issue"][0]["severity"]) == (200, "error")
-    local = {"system": "https://example.ca/classes", "code": "URG"}
+    local: dict[str, Any] = {"system": "https://example.ca/classes", "code": "URG"}
     wrapped = {
         "resourceType": "Parameters",
-        "parameter": [{"name": "resource", "resource": ed_visit(**{"class": local})}],
+        "parameter": [{"name": "resource", "resource": ed_visit() | {"class": local}}],
     }
     held = await door.ask("POST", "/Encounter/$validate", wrapped)
     assert held.json()["issue"][0]["severity"] == "warning"
