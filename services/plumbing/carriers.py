@@ -2,7 +2,7 @@
 
 from services.plumbing.clock import Clock
 from services.plumbing.db import Database
-from services.plumbing.eventlog import Carrier, PostgresCarrier
+from services.plumbing.eventlog import Carrier, PostgresCarrier, Trimmer
 from services.plumbing.kafka import KafkaCarrier, Link, Relay
 from services.plumbing.process import Background
 from services.plumbing.settings import Settings
@@ -16,7 +16,7 @@ def reading(settings: Settings, db: Database) -> Carrier:
 
 
 def relaying(settings: Settings, db: Database) -> list[Background]:
-    """What a process must run beside its door, so that what it states arrives."""
+    """What a process must run beside its door, so that what it states arrives, and then goes."""
     if settings.kafka_bootstrap is None:
-        return []
+        return [Trimmer(db, Clock(settings.clock)).run]
     return [Relay(db, Link.of(settings), Clock(settings.clock)).run]

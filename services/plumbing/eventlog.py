@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
@@ -578,6 +578,55 @@ class PostgresCarrier:
     async def close(self) -> None:
         if self._ear is not None and not self._ear.is_closed():
             await self._ear.close()
+
+
+KEPT = timedelta(days=30)
+"""How long the outbox keeps an event where PostgreSQL is the carrier; Kafka keeps as long."""
+TRIM_EVERY = 3600.0
+"""Real seconds."""
+
+_TRIM = text(
+    "with cut as (select xid, position from outbox where time < :before"
+    "   order by xid, position limit :most),"
+    " gone as (delete from outbox o using cut where (o.xid, o.position) = (cut.xid, cut.position)"
+    "   returning o.xid, o.position)"
+    " insert into outbox_trimmed (xid, position)"
+    " select xid, position from gone order by xid desc, position desc limit 1"
+    " on conflict (one) do update set xid = excluded.xid, position = excluded.position"
+    "   where (excluded.xid, excluded.position) > (outbox_trimmed.xid, outbox_trimmed.position)"
+    " returning position"
+)
+
+
+class Trimmer:
+    """Takes from a service's outbox what every reader has had time to read.
+
+    A reader that was away for longer finds its place cut off, stops, and says so.
+    """
+
+    def __init__(self, db: Database, clock: Clock) -> None:
+        self._db = db
+        self._clock = clock
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Once an hour until `stop` is set; a database that is away is asked again then."""
+        while not stop.is_set():
+            try:
+                while await self.trim():
+                    pass
+            except Exception as error:
+                if not is_passing(error):
+                    raise
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), TRIM_EVERY)
+
+    async def trim(self) -> bool:
+        """Take a bounded number of events away; whether there were any."""
+        before = self._clock.now() - KEPT
+        async with self._db.work() as tx:
+            return (
+                await tx.execute(_TRIM, {"before": before, "most": 10 * BATCH})
+            ).first() is not None
 
 
 def lock_number(name: str) -> int:
