@@ -167,5 +167,16 @@ def replay(
         typer.echo(line)
 
 
+@app.command("consent-decide")
+def consent_decide(
+    lines: Annotated[bool, typer.Option("--lines", help="One document a line.")] = False,
+) -> None:
+    """Decide a JSON document of standard input: consents, a request, a directory, a policy.
+
+    Exit codes: 0 decided, whatever the outcome; 2 a document is unusable; 1 an error of ours.
+    """
+    raise typer.Exit(operations.consent_decide(lines=lines))
+
+
 if __name__ == "__main__":
     sys.exit(app())

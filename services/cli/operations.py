@@ -1,5 +1,6 @@
 """What operators do from the command line, one function a command."""
 
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -100,3 +101,10 @@ def simulate(
         files.write(out, profile=profile, seed=seed, clean=clean, force=force)
     except files.SimulateError as error:
         fail(error, 2)
+
+
+def consent_decide(*, lines: bool) -> int:
+    """Standard input to standard output; 0 decided, 2 unusable, 1 an error of ours (CS-62)."""
+    from services.notify import decide  # noqa: PLC0415 - not needed by a service's process
+
+    return decide.run(sys.stdin.buffer, sys.stdout.buffer, lines=lines)

@@ -512,6 +512,11 @@ class Refusal:
     policy: str
     reasons: frozenset[Reason]
 
+    @property
+    def obligations(self) -> frozenset[str]:
+        kept_back = any(f.outcome is not Outcome.RELEASE for f in self.findings)
+        return frozenset({"REDACT"} if kept_back else ())
+
 
 @dataclass(frozen=True, slots=True)
 class Withhold(Refusal):
