@@ -27,6 +27,8 @@ settings.register_profile("nightly", deadline=None, max_examples=50_000)
 
 PASSWORD = "synthetic-password-of-the-tests"
 TEMPLATE = "passerelle_template"
+THROWAWAY = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off"}
+"""A cluster that outlives no crash of the machine; stories run on one that does."""
 _numbers = itertools.count(1)
 
 
@@ -72,7 +74,7 @@ class FreshDatabase:
 def cluster() -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="pt-") as folder:
         Path(folder).chmod(0o711)
-        with postgres.running(Path(folder) / "pg") as server:
+        with postgres.running(Path(folder) / "pg", THROWAWAY) as server:
             made = Cluster(server)
             asyncio.run(_template(made))
             yield made

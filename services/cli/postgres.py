@@ -18,7 +18,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -66,8 +66,10 @@ class Postgres:
         raise PostgresError(f"PostgreSQL (pid {self.pid}) does not stop")
 
 
-def start(folder: Path) -> Postgres:
+def start(folder: Path, more: Mapping[str, str] | None = None) -> Postgres:
     """Start the cluster kept in `folder`, making it first if there is none.
+
+    `more` are server settings beside ours.
 
     As root the server runs as the system user `passerelle`, from a copy of the binaries inside
     `folder`, because PostgreSQL refuses to run as root and the binaries may lie in a private
@@ -91,7 +93,7 @@ def start(folder: Path) -> Postgres:
             f"A PostgreSQL server (pid {running}) already runs on {data}. Is another"
             " `passerelle up` using this data directory?"
         )
-    return _launch(binaries, data, sockets, password, user)
+    return _launch(binaries, data, sockets, password, user, more or {})
 
 
 def stop_orphan(folder: Path) -> None:
@@ -201,7 +203,12 @@ def _socket_folder(folder: Path, user: pwd.struct_passwd | None) -> Path:
 
 
 def _launch(
-    binaries: Path, data: Path, sockets: Path, password: str, user: pwd.struct_passwd | None
+    binaries: Path,
+    data: Path,
+    sockets: Path,
+    password: str,
+    user: pwd.struct_passwd | None,
+    more: Mapping[str, str],
 ) -> Postgres:
     settings = {
         "listen_addresses": "",
@@ -213,6 +220,7 @@ def _launch(
         "log_min_error_statement": "panic",  # a statement may hold a value
         "log_parameter_max_length_on_error": "0",
         "log_error_verbosity": "terse",
+        **more,
     }
     arguments = ["postgres", "-D", str(data)]
     for name, value in settings.items():
@@ -285,9 +293,9 @@ def _alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[Postgres]:
+def running(folder: Path, more: Mapping[str, str] | None = None) -> Iterator[Postgres]:
     """The cluster of `folder` for as long as the block lasts."""
-    server = start(folder)
+    server = start(folder, more)
     try:
         yield server
     finally:
