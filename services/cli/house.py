@@ -202,6 +202,8 @@ def environment(
     else:
         own["PASSERELLE_DATE_KEYS"] = keys["dates"]
         own["PASSERELLE_CURSOR_KEY"] = kept["cursor_key"]
+        own["PASSERELLE_CHECKPOINT_KEY"] = kept["checkpoint_key"]
+        own["PASSERELLE_CHECKPOINT_FOLDER"] = str(plan.data / "checkpoints")
         own["PASSERELLE_OIDC_CLIENT_SECRET"] = kept["oidc_client_secret"]
     if part in ("ingest", "notify"):
         own["PASSERELLE_TOKEN_KEYS"] = keys["tokens"]
@@ -302,6 +304,7 @@ def _secrets(data: Path) -> dict[str, Any]:
                 for name in ("tokens", "seals", "dates")
             },
             "cursor_key": _key(),
+            "checkpoint_key": _key(),
             "oidc_client_secret": secrets.token_urlsafe(32),
         }
         new = file.with_suffix(".new")

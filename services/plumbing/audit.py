@@ -6,7 +6,7 @@ other; a read is answered only after that commit. Records hold keys, never names
 
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from enum import IntEnum, StrEnum
@@ -90,9 +90,26 @@ class AuditRecord:
     purpose: str | None = None
     """v3-ActReason."""
     policy: str | None = None
+    items: tuple[str, ...] = ()
+    """What was told, as Content says it."""
+    level: str | None = None
+    basis: tuple[str, ...] = ()
     request_id: str | None = None
     once: UUID | None = None
     """A second record with the same is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What was told, and on what ground: for the report to the patient (CS-114)."""
+
+    items: tuple[str, ...]
+    """Kinds with their number, `ed-visit:4`, `hospital-stay:1`, or references; never a value."""
+    level: str | None
+    """`L1`, `L2`, `L3` (CS-44)."""
+    basis: tuple[str, ...]
+    """Consents with their versions; none: the default of `policy`."""
+    policy: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,26 +163,41 @@ class Trail:
         shape = Shape.DELETE if patient is None else Shape.PATIENT_DELETE
         return self._record(shape, "delete", patient=patient, entities=(entity,))
 
-    def read(self, entity: str, patient: UUID | None, interaction: str = "read") -> AuditRecord:
+    def read(
+        self,
+        entity: str,
+        patient: UUID | None,
+        interaction: str = "read",
+        content: Content | None = None,
+    ) -> AuditRecord:
         """One resource, card or page shown to the caller (E-1); `interaction` may be `vread`."""
         shape = Shape.READ if patient is None else Shape.PATIENT_READ
-        return self._record(shape, interaction, patient=patient, entities=(entity,), purpose="COC")
+        made = self._record(shape, interaction, patient=patient, entities=(entity,), purpose="COC")
+        return _telling(made, content)
 
-    def refreshed(self, entity: str, patient: UUID, session: UUID) -> AuditRecord:
+    def refreshed(
+        self, entity: str, patient: UUID, session: UUID, content: Content | None = None
+    ) -> AuditRecord:
         """`entity` with its version, shown again by a page's own refresh: kept once a session."""
-        return replace(self.read(entity, patient), once=uuid5(session, f"{patient}/{entity}"))
+        made = self.read(entity, patient, content=content)
+        return replace(made, once=uuid5(session, f"{patient}/{entity}"))
 
-    def searched(self, query: str, patients: Sequence[UUID]) -> list[AuditRecord]:
+    def searched(
+        self, query: str, patients: Sequence[UUID], contents: Mapping[UUID, Content] | None = None
+    ) -> list[AuditRecord]:
         """One per patient returned, each once; one without patient if there was none (E-2).
 
-        `query` is the search as sent, with identifiers already taken out.
+        `query` is the search as sent, with identifiers already taken out; `contents` by patient.
         """
         found = sorted(set(patients))
         if not found:
             return [self._record(Shape.QUERY, "search-type", query=query)]
         return [
-            self._record(
-                Shape.PATIENT_QUERY, "search-type", patient=patient, query=query, purpose="COC"
+            _telling(
+                self._record(
+                    Shape.PATIENT_QUERY, "search-type", patient=patient, query=query, purpose="COC"
+                ),
+                (contents or {}).get(patient),
             )
             for patient in found
         ]
@@ -178,9 +210,10 @@ class Trail:
         *,
         reader: str | None = None,
         purpose: str = "COC",
+        content: Content | None = None,
     ) -> AuditRecord:
         """A delivery to `recipient`, a clinic, of `entity`, a Task (E-3)."""
-        return self._record(
+        made = self._record(
             Shape.DISCLOSURE,
             None,
             patient=patient,
@@ -189,6 +222,7 @@ class Trail:
             reader=reader,
             purpose=purpose,
         )
+        return _telling(made, content)
 
     def decided(
         self,
@@ -231,9 +265,9 @@ class Trail:
     def signed_out(self) -> AuditRecord:
         return self._record(Shape.SIGN_OUT, None)
 
-    def exported(self, entity: str) -> AuditRecord:
-        """A report or list that left as a file, such as `panel-report`."""
-        return self._record(Shape.EXPORT, None, entities=(entity,))
+    def exported(self, entity: str, patient: UUID | None = None) -> AuditRecord:
+        """A report or list that left as a file, such as `panel-report`; `patient` if of one."""
+        return self._record(Shape.EXPORT, None, entities=(entity,), patient=patient)
 
     def configured(self, entity: str) -> AuditRecord:
         """A change of what the service does: a subscription, a pause, a setting."""
@@ -255,11 +289,23 @@ class Trail:
         )
 
 
+def _telling(record: AuditRecord, content: Content | None) -> AuditRecord:
+    if content is None:
+        return record
+    return replace(
+        record,
+        items=content.items,
+        level=content.level,
+        basis=content.basis,
+        policy=content.policy,
+    )
+
+
 _COLUMNS = (
     "recorded timestamptz, shape text, interaction text, outcome smallint, reasons text[],"
     " tenant text, agent text, agent_kind text, roles text[], token_id text, network text,"
     " recipient text, reader text, patient uuid, entities text[], query text, purpose text,"
-    " policy text, request_id text, once uuid"
+    " policy text, items text[], level text, basis text[], request_id text, once uuid"
 )
 _NAMES = ", ".join(column.split()[0] for column in _COLUMNS.split(", "))
 _ADD = text(
@@ -364,11 +410,14 @@ _BY_DATA_FLOW = {Shape.READ, Shape.PATIENT_READ}
 """In a read the caller is the destination; in all else BALP has it as the source."""
 
 
+_LISTS = ("reasons", "roles", "entities", "items", "basis")
+
+
 def stored(row: Row[Any]) -> AuditRecord:
     """The record a row of `audit` is."""
     said = row._mapping  # noqa: SLF001 - SQLAlchemy's public name for it
     kept: dict[str, Any] = {name: said[name] for name in AuditRecord.__slots__}
-    kept |= {name: tuple(said[name]) for name in ("reasons", "roles", "entities")}
+    kept |= {name: tuple(said[name]) for name in _LISTS}
     kept |= {"shape": Shape(said["shape"]), "outcome": Outcome(said["outcome"])}
     return AuditRecord(**kept)
 

@@ -1,9 +1,9 @@
 """The database as a service sees it: transactions in one of its two roles.
 
 A service logs in as `passerelle_<service>`, which may do nothing by itself. Each transaction
-takes one of two roles for as long as it lasts: `…_worker` sees every row of the service;
-`…_request` sees only rows of the tenant the transaction was opened for, by row-level security
-(CS-91). Neither owns a table.
+takes a role for as long as it lasts: `…_worker` sees every row of the service; `…_request` sees
+only rows of the tenant the transaction was opened for, by row-level security (CS-91); `…_sealer`
+adds to the chain of the audit. None owns a table.
 """
 
 import asyncio
@@ -60,6 +60,10 @@ class Database:
         `role` is what the caller is (`client`, `privacy`, …), for policies that ask.
         """
         return self._transaction("request", tenant, role)
+
+    def seal(self) -> AbstractAsyncContextManager[Tx]:
+        """One transaction that reads the audit and adds to its chain, and nothing else (CS-112)."""
+        return self._transaction("sealer", "", "")
 
     @asynccontextmanager
     async def _transaction(self, kind: str, tenant: str, as_role: str) -> AsyncIterator[Tx]:

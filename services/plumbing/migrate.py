@@ -17,6 +17,8 @@ from services.plumbing.settings import SERVICES
 
 SHARED = ("log.sql", "audit.sql", "session.sql")
 """Tables that plumbing keeps in each service's schema; run before the service's own files."""
+AUDITOR = "passerelle_auditor"
+"""Reads the audit of every service and its chain; nobody's login, taken by who may."""
 
 
 class MigrationError(Exception):
@@ -51,6 +53,8 @@ def steps() -> list[Step]:
             if (shared / name).is_file()
         ]
         found += _numbered(service, resources.files("services") / service / "migrations")
+    chain = (resources.files("services") / "plumbing" / "sql" / "chain.sql").read_text()
+    found.append(Step("chain", "plumbing/chain.sql", chain))
     found += _numbered(
         "authority", resources.files("services") / "cli" / "migrations" / "authority"
     )
@@ -125,7 +129,7 @@ async def _roles(owner: asyncpg.Connection, passwords: dict[str, str]) -> None:
         login = f"passerelle_{schema}"
         if login not in have:
             await owner.execute(f"create role {login} login noinherit")
-        for kind in ("request", "worker"):
+        for kind in ("request", "worker", *(("sealer",) if schema in SERVICES else ())):
             if f"{login}_{kind}" not in have:
                 await owner.execute(f"create role {login}_{kind} nologin")
                 await owner.execute(f"grant {login}_{kind} to {login} with inherit false, set true")
@@ -139,3 +143,10 @@ async def _roles(owner: asyncpg.Connection, passwords: dict[str, str]) -> None:
     for producer in SERVICES:
         for reader in SERVICES:
             await owner.execute(f"grant usage on schema {producer} to passerelle_{reader}_worker")
+    if AUDITOR not in have:
+        await owner.execute(f"create role {AUDITOR} nologin")
+        await owner.execute(f"grant {AUDITOR} to current_user with inherit false, set true")
+    await owner.execute("create schema if not exists chain")
+    for service in SERVICES:
+        sealer = f"passerelle_{service}_sealer"
+        await owner.execute(f"grant usage on schema chain, {service} to {sealer}, {AUDITOR}")

@@ -128,6 +128,10 @@ class Settings(BaseSettings):
     """For birth date and death alone: all that screening may open (CS-94)."""
     cursor_key: SecretStr | None = None
     """Signs paging cursors and the like. Base64 of at least 32 bytes."""
+    checkpoint_key: SecretStr | None = None
+    """Signs the audit's hourly checkpoints. Base64 of at least 32 bytes. Unset: none are made."""
+    checkpoint_folder: Path | None = None
+    """Where checkpoints are kept besides the database: storage others administer."""
     sweep_seconds: float = Field(default=60, gt=0)
     """How often screening looks for standings that change by time alone (CT-45)."""
     consent_invalid: Literal["hold", "reject"] = "hold"

@@ -39,6 +39,8 @@ GaugeName = Literal[
     # By service, seconds: age of the oldest event not yet carried to Kafka. Over 60: look at
     # the log of that service for `carrier_waits` or `carrier_stopped`.
     "log_uncarried_seconds",
+    # By service: audit records not yet in the chain. Over 0 for a minute: the sealer is stuck.
+    "audit_unsealed",
     # Seconds: age of the oldest row due by time alone. Over 120: the sweep is stuck.
     "screening_due_seconds",
     # By state: cards.

@@ -26,9 +26,15 @@ create table audit (
   query text,
   purpose text,
   policy text,
+  -- What was told: items (`2 ED visits`, references), content level, Consents it rests on (CS-114).
+  items text[] not null default '{}',
+  level text check (level in ('L1', 'L2', 'L3')),
+  basis text[] not null default '{}',
   request_id text,
   -- Names what is recorded once only, as a page's own refreshes of one card version (E-2).
   once uuid unique,
+  -- Real time, by the database; `recorded` is business time.
+  written timestamptz not null default now(),
   check (shape not like 'Patient%' and shape <> 'PrivacyDisclosure.Source' or patient is not null),
   check (shape <> 'Refused' or patient is null),
   check (shape <> 'AuthZ-Consent' or cardinality(entities) > 0)
@@ -47,3 +53,10 @@ create policy request_reads on audit for select to passerelle_{service}_request 
 create policy worker_adds on audit for insert to passerelle_{service}_worker with check (true);
 create policy worker_reads on audit for select to passerelle_{service}_worker using (true);
 grant select, insert on audit to passerelle_{service}_request, passerelle_{service}_worker;
+-- The sealer chains what is written, the auditor reads it and records that it did (chain.sql).
+create policy sealer on audit for select to passerelle_{service}_sealer using (true);
+create policy auditor_reads on audit for select to passerelle_auditor using (true);
+create policy auditor_adds on audit for insert to passerelle_auditor
+  with check (shape = 'Export' and agent_kind = 'person');
+grant select on audit to passerelle_{service}_sealer;
+grant select, insert on audit to passerelle_auditor;
