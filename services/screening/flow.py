@@ -121,6 +121,8 @@ async def hold(keys: Collection[UUID], turn: Turn, encounters: Collection[UUID] 
 async def sweep(turn: Turn) -> int:
     """Look again at some of those whose time has come (CT-45); how many."""
     due = await store.due(turn.tx, turn.now, SWEEP)
+    if not due:
+        return 0
     family = await store.family(turn.tx, due)
     await reconsider(family, dict.fromkeys(due, Brought(Touch.TIME)), turn)
     return len(due)
@@ -144,10 +146,12 @@ async def reconsider(family: Family, news: Mapping[UUID, Brought], turn: Turn) -
     looks = [look(rows[key], ledger, news[key], turn) for key, ledger in ledgers.items()]
     entered = [one.row.key for one in looks if one.entered]
     histories = await store.histories(turn.tx, entered)
-    said = await store.episodes(turn.tx, [key for key in keys if rows[key].ever])
+    said = by_survivor(
+        await store.episodes(turn.tx, [key for key in keys if rows[key].ever]), family
+    )
     heard = await store.heard(turn.tx) if any(one.is_news for one in looks) else {}
     told = [
-        tell(one, histories.get(one.row.key), said_of(one, said, family), heard, turn)
+        tell(one, histories.get(one.row.key), said.get(one.row.key, {}), heard, turn)
         for one in looks
     ]
     told += [
@@ -376,15 +380,16 @@ async def settle(told: Sequence[Told], rows: Mapping[UUID, Row], turn: Turn) -> 
         telemetry.counter("screening_flags_total", f"{change.explanation.state}").inc()
 
 
-def said_of(
-    seen: Look, said: Mapping[UUID, Mapping[UUID, Said]], family: Family
-) -> dict[UUID, Said]:
-    """What was said of the episodes of this patient, also under keys since retired."""
-    found: dict[UUID, Said] = {}
-    for key, episodes_of in said.items():
-        if key != seen.row.key and survivor(key, family.into) == seen.row.key:
-            found |= episodes_of
-    return found | dict(said.get(seen.row.key, {}))
+def by_survivor(
+    said: Mapping[UUID, Mapping[UUID, Said]], family: Family
+) -> dict[UUID, dict[UUID, Said]]:
+    """What was said of the episodes of each patient, also under keys since retired; what was
+    said under the surviving key itself is newer.
+    """
+    found: dict[UUID, dict[UUID, Said]] = {}
+    for key in sorted(said, key=lambda key: key not in family.into):
+        found.setdefault(survivor(key, family.into), {}).update(said[key])
+    return found
 
 
 def brought(kept: Sequence[Kept], family: Family) -> dict[UUID, Brought]:

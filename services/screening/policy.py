@@ -53,8 +53,11 @@ class Condition:
 
     def holds(self, counts: Sequence[int]) -> bool:
         """Whether `counts`, one per clause in order, meet it. Without clauses: never."""
-        met = [count >= c.at_least for c, count in zip(self.clauses, counts, strict=True)]
-        return bool(met) and (any(met) if self.mode is Mode.ANY else all(met))
+        wanted = self.mode is Mode.ANY
+        for clause, count in zip(self.clauses, counts, strict=True):
+            if (count >= clause.at_least) is wanted:
+                return wanted
+        return bool(self.clauses) and not wanted
 
 
 @dataclass(frozen=True, slots=True)
