@@ -16,7 +16,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from services.notify.card import Status
+from services.notify.card import Status, What
 from services.notify.web.desk import NotifyDesk
 from services.plumbing.db import Database
 from services.simulator.flow import REGION_FILE
@@ -26,6 +26,7 @@ from tests.services.test_notify_flow import DENY_CLINIC_A, PERMIT_CLINIC_A, acto
 from tests.services.test_notify_flow import Desk as Notify
 from tests.web.house import House, house
 
+SDV = {"system": build.TERMS + "v3-ActCode", "code": "SDV"}
 DENY_NURSE_D = {"type": "deny", "actor": [actor("Practitioner/nurse-d")]}
 
 
@@ -199,6 +200,34 @@ async def test_consent_is_asked_at_the_view_even_if_the_card_still_stands(world:
         form = {"csrf": csrf(await d.get("/my-list")), "version": str(card.version + 1)}
         assert (await d.post(f"/cards/{card.id}/take", data=form)).status_code == 404
     assert (await world.notify.card()).owner == "nurse-a"
+
+
+async def test_a_visit_hidden_from_one_nurse_is_nowhere_on_her_pages(world: World) -> None:
+    """CS-40, CS-42: neither its card, nor its row, nor its count."""
+    patient, hidden = uuid4(), uuid4()
+    await world.notify.hear(build.identified(patient))
+    await world.notify.upload(patient)
+    secret = build.ed_visit(0.5, hidden, labels=build.label("SDV"), site="hospital-b")
+    await world.notify.hear(build.flag(patient))
+    await world.notify.hear(build.flag(patient, 2, [secret, *build.four_visits()]))
+    await world.notify.hear(
+        build.episode(patient, hidden, site="hospital-b", labels=build.label("SDV"))
+    )
+    deny = {"type": "deny", "actor": [actor("Practitioner/nurse-d")], "securityLabel": [SDV]}
+    await world.notify.consent(patient, {"type": "permit", "provision": [deny]})
+    cards = {card.what: card for card in await world.notify.cards()}
+    threshold, departure = cards[What.THRESHOLD], cards[What.LEFT_ED]
+    async with world.home.signed_in("nurse-a") as a, world.home.signed_in("nurse-d") as d:
+        assert len(rows(await a.get("/my-list"))) == 2
+        assert len(rows(await a.get(f"/cards/{threshold.id}"))) == 5
+        assert (await a.get(f"/cards/{departure.id}")).status_code == 200
+        listed, page = await d.get("/my-list"), await d.get(f"/cards/{threshold.id}")
+        assert len(rows(listed)) == 1
+        assert len(rows(page)) == 4
+        assert "4e visite" in page.text
+        assert "5e visite" not in listed.text + page.text
+        assert (await d.get(f"/cards/{departure.id}")).status_code == 404
+        assert "Hôpital fictif B" not in page.text.partition('id="why"')[2]
 
 
 async def test_a_consent_is_said_to_be_the_ground(world: World) -> None:
