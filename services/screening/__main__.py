@@ -16,7 +16,7 @@ from schemas.encounter_recorded_v1 import EncounterRecorded
 from schemas.patient_identified_v1 import PatientIdentified
 from schemas.patient_merged_v1 import PatientMerged, PatientUnmerged
 from schemas.site_heard_v1 import SiteHeard
-from services.plumbing import audit, carriers, process, settings, telemetry
+from services.plumbing import audit, carriers, chain, process, settings, telemetry
 from services.plumbing.auth import Auth, Authority, authority_client, guard
 from services.plumbing.clock import Clock
 from services.plumbing.db import Database, Tx
@@ -82,7 +82,12 @@ def build(said: ScreeningSettings) -> Built:
     async def sweeping(stop: asyncio.Event) -> None:
         await flow.sweeping(db, lambda tx: turn(tx, clock.now()), said.sweep_seconds, stop)
 
-    background = [reader.run, sweeping, *carriers.relaying(said, db)]
+    background = [
+        reader.run,
+        sweeping,
+        *chain.sealing(said, db),
+        *carriers.relaying(said, db),
+    ]
     return Built(app, db, clock, authority, rule, background)
 
 
@@ -126,7 +131,7 @@ def main() -> int:
     try:
         said = settings.read(ScreeningSettings)
         telemetry.set_up("screening", said.log_level, said.otlp_endpoint)
-        return asyncio.run(run(said))
+        return process.run(run(said))
     except (SettingsError, RegionError, PolicyRefused, PolicyTakenError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
