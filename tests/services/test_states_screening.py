@@ -1,0 +1,72 @@
+"""The states of a flag: the drawing in docs/states.md, the enum and the CHECK say the same."""
+
+import re
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+
+from schemas import flag_changed_v1
+from services.plumbing.db import Database
+from services.screening.flag import Cause, Notice, State, stand
+from services.screening.ledger import Fact, Ledger
+from services.screening.policy import Policy
+from tests.conftest import FreshDatabase
+from tests.histories import at, ed_visit, ledger, policy
+
+PAGE = Path(__file__).parents[2] / "docs" / "states.md"
+
+
+def drawing() -> set[tuple[str, str]]:
+    section = PAGE.read_text().partition("## A patient's flag")[2].partition("\n## ")[0]
+    return set(re.findall(r"^  (\S+) --> (\S+)$", section, re.MULTILINE))
+
+
+def words(kind: type[StrEnum]) -> set[str]:
+    return {str(word) for word in kind}
+
+
+async def test_drawing_enum_and_check_name_the_same_states(
+    database: FreshDatabase, db: Callable[[str], Database]
+) -> None:
+    owner = await database.owner()
+    checks = await owner.fetch(
+        "select conrelid::regclass::text as at, pg_get_constraintdef(oid) as said"
+        " from pg_constraint where contype = 'c' and conname like '%state_check'"
+        " and connamespace = 'screening'::regnamespace"
+    )
+    await owner.close()
+    drawn = {state for step in drawing() for state in step} - {"[*]"}
+    assert drawn == words(State) == words(flag_changed_v1.State)
+    found = {row["at"]: set(re.findall(r"'(\w+)'", row["said"])) for row in checks}
+    assert found["screening.patient"] == found["screening.change"] == drawn
+
+
+def test_the_words_of_the_rules_are_the_words_of_the_event() -> None:
+    assert words(Cause) == words(flag_changed_v1.Cause)
+    assert words(Notice) == words(flag_changed_v1.Notice)
+
+
+def test_each_step_of_the_drawing_is_taken_by_some_history_and_no_other() -> None:
+    taken: set[tuple[str, str]] = set()
+
+    def live(known: Ledger, rule: Policy) -> None:
+        instant = at("2025-01-01 00:00-05")
+        state = "[*]"
+        while True:
+            standing = stand(known, rule, instant)
+            if standing.state != state:
+                taken.add((state, str(standing.state)))
+                state = str(standing.state)
+            if standing.next is None:
+                return
+            instant = standing.next.at
+
+    def visits(*days: str) -> list[Fact]:
+        return [ed_visit(f"e-{n}", f"{day} 10:00-05") for n, day in enumerate(days)]
+
+    slow = visits("2025-02-01", "2025-04-01", "2025-06-01", "2025-08-01")
+    live(ledger(*slow), policy())
+    live(ledger(*slow), policy("hold_days: 0"))
+    live(ledger(*slow), policy("hold_days: 700"))
+    live(ledger(*slow), policy("watch: null"))
+    assert taken == drawing()
