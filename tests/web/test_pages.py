@@ -1,11 +1,20 @@
 """Who may open what, what a form does, and what an error page says. Real sessions, no browser."""
 
 import re
+from collections.abc import Callable
 
 import httpx
 import pytest
 
+from services.notify.web.pages import Pages
 from services.notify.web.views import Role
+from services.plumbing import region
+from services.plumbing.auth import Authority, authority_client
+from services.plumbing.db import Database
+from services.plumbing.settings import Settings
+from services.plumbing.signin import SignIn
+from services.plumbing.web import make_app
+from services.simulator.flow import REGION_FILE
 from tests.web import builders
 from tests.web.desk import Drawer
 from tests.web.house import House
@@ -124,6 +133,27 @@ async def test_signing_out_ends_the_session(home: House) -> None:
         out = await browser.post("/sign-out", data={"csrf": token})
         assert out.headers["location"].startswith(home.issuer)
         assert (await browser.get("/my-list")).status_code == 303
+
+
+@pytest.mark.parametrize(
+    "query", ["", "?state=unknown&code=x", "?state=unknown&error=access_denied"]
+)
+async def test_a_sign_in_that_is_not_ours_is_refused_with_a_page(home: House, query: str) -> None:
+    """NW-97: the cases themselves are tests/services/test_auth_sign_in.py's."""
+    async with home.browser() as browser:
+        answer = await browser.get(f"/sign-in/return{query}")
+    assert answer.status_code == 400
+    assert "<h1" in answer.text
+    assert "Connexion refusée" in answer.text
+    assert "Numéro de référence" in answer.text
+
+
+async def test_a_foreign_way_back_is_refused_with_a_page(home: House) -> None:
+    async with home.browser() as browser:
+        answer = await browser.get("/sign-in", params={"to": "https://evil.example.org/"})
+    assert answer.status_code == 400
+    assert "Connexion refusée" in answer.text
+    assert "evil" not in answer.text
 
 
 # Taking on (NW-14, NW-73)
@@ -310,6 +340,14 @@ async def test_the_switch_never_leads_away(home: House, back: str) -> None:
     assert answer.headers["location"] == "/"
 
 
+@pytest.mark.parametrize("path", ["/my-list", "/nowhere", "/sign-in/return", "/cards/none"])
+async def test_a_page_does_not_repeat_what_an_address_was_given(home: House, path: str) -> None:
+    """A code of the issuer, or a value somebody typed into an address, is in no page."""
+    async with home.signed_in("nurse-a") as browser:
+        page = await browser.get(f"{path}?code=TEST12345678&show=mine&state=TEST12345678")
+    assert "TEST12345678" not in page.text
+
+
 async def test_another_site_cannot_switch_the_language(home: House) -> None:
     async with home.browser() as browser:
         answer = await browser.post(
@@ -374,6 +412,38 @@ async def test_every_page_has_the_headers(home: House, path: str) -> None:
     assert answer.headers["referrer-policy"] == "no-referrer"
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_beyond_loopback_browsers_are_told_to_stay_on_https(
+    db: Callable[[str], Database], drawer: Drawer
+) -> None:
+    """NW-74."""
+    people = region.load(REGION_FILE)
+    settings = Settings(
+        issuer="https://issuer.example.org", notify_url="https://notify.example.org"
+    )
+    async with authority_client() as http:
+        sign_in = SignIn(
+            service="notify",
+            public_url=settings.notify_url,
+            db=db("notify"),
+            region=lambda: people,
+            authority=Authority(settings.issuer, http),
+            settings=settings,
+        )
+        pages = Pages(desk=drawer, sign_in=sign_in, region=lambda: people, issuer=settings.issuer)
+        app = make_app("notify", db("notify"), error_page=pages.error)
+        pages.install(app)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url=settings.notify_url) as browser:
+            page = await browser.get("/")
+            form = {"language": "en", "back": "/"}
+            switched = await browser.post("/language", data=form)
+    assert page.headers["strict-transport-security"] == "max-age=31536000"
+    assert (
+        "form-action 'self' https://issuer.example.org;" in page.headers["content-security-policy"]
+    )
+    assert "Secure" in switched.headers["set-cookie"]
 
 
 async def test_a_nonce_is_used_once(home: House) -> None:

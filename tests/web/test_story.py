@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from playwright.async_api import Browser, expect
 from sqlalchemy import text
 
 from services.notify.card import Status, What
@@ -24,6 +25,7 @@ from tests.services import notify_builders as build
 from tests.services.notify_builders import DAY, NOW
 from tests.services.test_notify_flow import DENY_CLINIC_A, PERMIT_CLINIC_A, actor
 from tests.services.test_notify_flow import Desk as Notify
+from tests.web.conftest import ARTIFACTS, listen
 from tests.web.house import House, house
 
 SDV = {"system": build.TERMS + "v3-ActCode", "code": "SDV"}
@@ -300,6 +302,33 @@ async def test_a_hospital_that_is_silent_too_long_is_said_in_red(world: World) -
     assert "Aucune donnée de Hôpital fictif B depuis le 1er mars 2026, 14 h 05." in page.text
     assert "Aucune donnée de Hôpital fictif A" not in page.text
     assert "Aucun avis à traiter. Dernier message reçu à 14 h 05." in page.text
+
+
+@pytest.mark.browser
+async def test_the_whole_way_in_a_browser(
+    world: World, browser: Browser, complaints: list[str]
+) -> None:
+    """From the door to a card taken on, in French; then in English; nothing to complain of."""
+    await world.flagged()
+    card = await world.notify.card()
+    context = await browser.new_context(viewport={"width": 1280, "height": 900}, locale="fr-CA")
+    page = await context.new_page()
+    listen(page, complaints)
+    await page.goto(world.home.url)
+    await page.click("#sign-in")
+    await page.click('button[name="persona"][value="nurse-a"]')
+    await page.click(f"#card-{card.id}")
+    await page.click(f"#take-{card.id}")
+    await expect(page.locator(".govuk-notification-banner__title")).to_contain_text("C'est fait")
+    ARTIFACTS.mkdir(exist_ok=True)
+    await page.screenshot(path=ARTIFACTS / "story-card-fr-1280.png", full_page=True)
+    await page.click("#language-en")
+    await expect(page.locator("#why")).to_have_text("Why this person is listed")
+    await page.goto(f"{world.home.url}/my-list")
+    await page.screenshot(path=ARTIFACTS / "story-list-en-1280.png", full_page=True)
+    assert (await world.notify.card()).status is Status.ACCEPTED
+    assert complaints == []
+    await context.close()
 
 
 def test_the_demo_has_every_persona_the_pages_are_for() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Generic, Literal, Protocol, TypeVar
+from urllib.parse import urlencode
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -433,12 +434,10 @@ class Pages:
     ) -> Page:
         session = known or getattr(request.state, "session", None)
         words = self._words(request, session)
-        query = f"?{request.url.query}" if request.url.query else ""
-        here = request.url.path + query if request.method == "GET" else "/"
         return Page(
             words=words,
             path=request.url.path,
-            back=back or local_path(here) or "/",
+            back=back or _here(request),
             nonce=new_nonce(),
             reader=self._reader(session, words.language) if session else None,
             csrf=session.csrf if session else None,
@@ -483,6 +482,19 @@ def _key(text: str) -> UUID:
 
 def _not_found() -> Rejection:
     return Rejection("not-found", "There is nothing at this address.", status=404)
+
+
+def _here(request: Request) -> str:
+    """The page's own address, to return to; of its query only what names a filter (NW-03)."""
+    path = request.url.path
+    if request.method != "GET" or path.startswith("/sign-in"):
+        return "/"
+    kept = {
+        name: value
+        for name, known in (("show", set(Filter)), ("sort", set(Order)))
+        if (value := request.query_params.get(name)) in known
+    }
+    return local_path(f"{path}?{urlencode(kept)}" if kept else path) or "/"
 
 
 def _forged() -> SignInProblem:

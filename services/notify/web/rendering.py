@@ -125,6 +125,7 @@ def environment() -> Environment:
         autoescape=select_autoescape(["html"]),
         trim_blocks=True,
         lstrip_blocks=True,
+        auto_reload=False,
     )
     made.globals.update(tiers=Tier, filters=Filter, orders=Order)
     return made
