@@ -39,7 +39,9 @@ async def demo(terminal: Console, data: Path, port: int, seed: int) -> None:
     house.make_folder(data)
     clock = data / "clock.json"
     flow.prepare(clock)
-    plan = Plan(data=data, region=flow.REGION_FILE, port=port, clock=clock)
+    # An hour a second: a sweep once a minute of real time would come days late.
+    quick = {"PASSERELLE_SWEEP_SECONDS": "2"}
+    plan = Plan(data=data, region=flow.REGION_FILE, port=port, clock=clock, extra=quick)
     stop = _on_signals()
     columns = (
         TextColumn("{task.description}"),

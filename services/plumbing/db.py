@@ -7,10 +7,12 @@ adds to the chain of the audit. None owns a table.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from sqlalchemy import text
+import asyncpg
+from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -19,11 +21,12 @@ Tx = AsyncConnection
 
 CHANNEL = "passerelle_log"
 APPENDED = "passerelle_appended"
+RING_EVERY = 0.005
+"""Real seconds."""
 _ENTER = text(
     "select set_config('role', :role, true), set_config('passerelle.tenant', :tenant, true),"
     " set_config('passerelle.role', :as_role, true)"
 )
-_RING = text("select pg_notify(:channel, :service)")
 
 
 def driver_url(url: str) -> str:
@@ -32,6 +35,11 @@ def driver_url(url: str) -> str:
     if scheme not in ("postgresql", "postgres", "postgresql+asyncpg"):
         raise ValueError("the database URL must begin with postgresql://")
     return f"postgresql+asyncpg://{rest}"
+
+
+def libpq_url(url: URL) -> str:
+    """`url` of an engine as asyncpg itself takes it, password and all: never to be logged."""
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 class Database:
@@ -49,6 +57,8 @@ class Database:
             connect_args={"server_settings": {"jit": "off", "application_name": service}},
         )
         self._ringing: asyncio.Task[None] | None = None
+        self._rung = False
+        self._bell: asyncpg.Connection[asyncpg.Record] | None = None
 
     def work(self) -> AbstractAsyncContextManager[Tx]:
         """One transaction that sees all rows of the service."""
@@ -81,19 +91,25 @@ class Database:
 
         A bell that is not rung costs a reader one polling interval, nothing else.
         """
+        self._rung = True
         if self._ringing is None or self._ringing.done():
-            self._ringing = asyncio.create_task(self._ring_once())
+            self._ringing = asyncio.create_task(self._ring_until_quiet())
 
-    async def _ring_once(self) -> None:
-        try:
-            async with self.engine.begin() as tx:
-                await tx.execute(_RING, {"channel": CHANNEL, "service": self.service})
-        except (DBAPIError, OSError, TimeoutError):
-            return
+    async def _ring_until_quiet(self) -> None:
+        """One bell for all that was committed within RING_EVERY; another for what came since."""
+        with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            while self._rung:
+                await asyncio.sleep(RING_EVERY)
+                self._rung = False
+                if self._bell is None or self._bell.is_closed():
+                    self._bell = await asyncpg.connect(libpq_url(self.engine.url))
+                await self._bell.execute("select pg_notify($1, $2)", CHANNEL, self.service)
 
     async def close(self) -> None:
         if self._ringing is not None:
             await asyncio.gather(self._ringing, return_exceptions=True)
+        if self._bell is not None:
+            await self._bell.close()
         await self.engine.dispose()
 
 

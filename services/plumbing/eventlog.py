@@ -23,7 +23,15 @@ from sqlalchemy import ARRAY, DateTime, Text, Uuid, bindparam, text
 from schemas.envelope import Envelope, Event
 from services.plumbing import telemetry
 from services.plumbing.clock import Clock
-from services.plumbing.db import APPENDED, CHANNEL, Database, Tx, is_passing, sqlstate
+from services.plumbing.db import (
+    APPENDED,
+    CHANNEL,
+    Database,
+    Tx,
+    is_passing,
+    libpq_url,
+    sqlstate,
+)
 
 log = structlog.get_logger()
 
@@ -32,6 +40,8 @@ BATCH = 1000
 TRIES = 3
 POLL = 1.0
 """Real seconds after which a reader looks again although nobody woke it."""
+SOON = 0.02
+"""The same, after it was woken; then longer and longer."""
 
 E = TypeVar("E", bound=Event)
 T = TypeVar("T", bound="Turn")
@@ -464,6 +474,10 @@ class PostgresCarrier:
         self._reader: Reader[Any] | None = None
         self._fetch = {}  # type: dict[str, Any]
         self._turns = 0
+        self._wait = POLL
+        """Real seconds. Short after a bell: what rang may still lie behind an open transaction
+        that states nothing itself, and so will not ring when it ends.
+        """
 
     async def start(self, reader: Reader[Any]) -> None:
         self._reader = reader
@@ -511,8 +525,7 @@ class PostgresCarrier:
     async def _listen(self) -> None:
         if self._ear is not None and not self._ear.is_closed():
             return
-        url = self._db.engine.url.set(drivername="postgresql")
-        self._ear = await asyncpg.connect(url.render_as_string(hide_password=False))
+        self._ear = await asyncpg.connect(libpq_url(self._db.engine.url))
         await self._ear.add_listener(CHANNEL, self._heard)
 
     def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
@@ -530,9 +543,13 @@ class PostgresCarrier:
             self._turns += 1
             records = await self._next(source)
             if records:
+                self._wait = SOON
                 return records
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), POLL)
+        try:
+            await asyncio.wait_for(self._wake.wait(), self._wait)
+            self._wait = SOON
+        except TimeoutError:
+            self._wait = min(self._wait * 2, POLL)
         return []
 
     async def _next(self, source: str) -> Sequence[Record]:
