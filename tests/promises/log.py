@@ -29,7 +29,7 @@ from services.plumbing.eventlog import (
 from services.plumbing.kafka import KafkaCarrier, Link, Relay, create_topics
 
 CLOCK = Clock()
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds a test waits for what was promised."""
 CANARY = "TEST-canary-9731"
 

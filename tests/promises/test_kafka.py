@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from services.plumbing import kafka
 from services.plumbing.db import Database
-from services.plumbing.eventlog import LogError
+from services.plumbing.eventlog import LogError, append
 from services.plumbing.kafka import Link, Relay, create_topics
 from tests.broker import Broker, a_broker
 from tests.conftest import FreshDatabase
@@ -344,6 +344,23 @@ async def test_while_the_broker_is_away_the_door_is_open_and_all_resumes(
         await reading.took(10)
     assert sorted(await log.heard()) == list(range(10))
     assert await log.buried() == []
+
+
+async def test_a_row_that_commits_while_younger_ones_are_carried_is_not_trimmed_with_them(
+    own_broker: Broker, own_log: KafkaLog
+) -> None:
+    log = own_log
+    async with log.at_work(Hearer()) as reading:
+        await log.state(stated(0))
+        await reading.took(1)
+        await own_broker.stop()
+        async with log.producer.work() as late:
+            await append(late, [stated(1)], CLOCK.now())
+            await log.state(stated(2))
+            await reading.observed.looked(3)
+        await own_broker.start()
+        await reading.took(3)
+    assert sorted(await log.heard()) == [0, 1, 2]
 
 
 async def test_what_starts_while_the_broker_is_away_waits_for_it(
