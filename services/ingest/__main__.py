@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 
 from services.ingest.api import add_door
-from services.ingest.flow import House, Keys
+from services.ingest.flow import Heard, House, Keys
 from services.ingest.waiting import look_after
 from services.plumbing import audit, carriers, process, settings, telemetry
 from services.plumbing.auth import Auth, Authority, authority_client, guard
@@ -42,6 +42,7 @@ def build(said: IngestSettings) -> Built:
         clock=clock,
         region=region.current,
         keys=Keys(Tokens(said.token_keys), Seals(said.date_keys, said.seal_keys)),
+        heard=Heard(),
         base=f"{said.ingest_url}/fhir",
         authority=authority,
     )

@@ -351,7 +351,7 @@ class _Door:
         made = bundles.requests(tree, texts, self.house.base)
         entries = [one for one in made if isinstance(one, Entry)]
         door = self._door(request, who, entries)
-        slots = [taking.slot_of(one, door, entries) for one in made]
+        slots = taking.slots_of(made, door)
         if tree["type"] == "transaction":
             await self._transaction(request, door, entries, slots, raw)
             kind = "transaction-response"
@@ -595,6 +595,7 @@ class _Door:
             keys=self.house.keys,
             trail=Trail.of(request, who, now, tenant=site),
             may=who.may,
+            heard=self.house.heard,
         )
 
     async def _within(

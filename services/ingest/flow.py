@@ -8,8 +8,8 @@ what must wait is kept with its reason, and comes by here again when the reason 
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -24,7 +24,7 @@ from schemas.envelope import Moment as EventMoment
 from schemas.site_heard_v1 import SiteHeard
 from services.ingest import bundles, gate, reading, store, verbatim
 from services.ingest.bundles import Entry
-from services.ingest.folding import Fact, Message, Moment, Status, fold, is_reused, with_patient
+from services.ingest.folding import Fact, Message, Moment, Status, fold, is_reused
 from services.ingest.gate import Problem
 from services.ingest.identity import Conflict
 from services.ingest.people import People, Presented
@@ -71,6 +71,7 @@ class House:
     clock: Clock
     region: Callable[[], Region]
     keys: Keys
+    heard: "Heard"
     base: str
     """`[base]`: links are made from it, never from the request's Host."""
     authority: Authority
@@ -89,7 +90,21 @@ class Door:
     trail: Trail
     may: Callable[[str, str], bool]
     """Whether the caller's scopes grant a letter on a type (HA-99)."""
+    heard: "Heard"
     name: str = "rest"
+    arrived: datetime | None = None
+    """When what comes through it came, if that is not now: a replay."""
+
+
+@dataclass(slots=True)
+class Heard:
+    """When each site was last asked about: the database decides, once in a while (one process)."""
+
+    asked: dict[str, datetime] = field(default_factory=dict)
+
+    def is_due(self, site: str, now: datetime) -> bool:
+        before = self.asked.get(site)
+        return before is None or not timedelta() <= now - before < timedelta(minutes=1)
 
 
 @dataclass(slots=True)
@@ -121,6 +136,7 @@ class Item:
     is_ignored: bool = False
     """An unused condition: nothing of it was used (HA-12)."""
     proposal: UUID = field(default_factory=new_id)
+    names: list[store.Name] | None = field(default=None, repr=False)
 
     @property
     def kind(self) -> str:
@@ -130,8 +146,33 @@ class Item:
         self.problems += problems
 
 
+@dataclass(slots=True)
+class _Made:
+    """What was made from one state of the region file: another state is another object."""
+
+    region: Region
+    rules: dict[str, SiteRules] = field(default_factory=dict)
+    clinics: dict[tuple[str, str], str] | None = None
+
+
+_made: list[_Made] = []
+
+
+def _made_from(region: Region) -> _Made:
+    if not _made or _made[0].region is not region:
+        _made[:] = [_Made(region)]
+    return _made[0]
+
+
 def rules_of(region: Region, site: str) -> SiteRules:
     """How to read what `site` sends, from the region file."""
+    made = _made_from(region)
+    if site not in made.rules:
+        made.rules[site] = _rules(region, site)
+    return made.rules[site]
+
+
+def _rules(region: Region, site: str) -> SiteRules:
     said = region.site(site)
     assert said is not None, "a caller's sites are those of the region file"
     pattern = said.temporary_identity
@@ -160,6 +201,13 @@ def _known(mapped: Mapping[str, str], words: type[StrEnum]) -> dict[str, str]:
 
 def clinics_of(region: Region) -> dict[tuple[str, str], str]:
     """Clinics by the identifiers a hospital may know them by (CA-46)."""
+    made = _made_from(region)
+    if made.clinics is None:
+        made.clinics = _clinics(region)
+    return made.clinics
+
+
+def _clinics(region: Region) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     for clinic in region.clinics:
         for said in clinic.identifiers:
@@ -261,6 +309,7 @@ def reset(item: Item) -> None:
     item.version = item.status = 0
     item.is_ignored = False
     item.proposal = new_id()
+    item.names = None
 
 
 def owner_of(digest: str) -> UUID:
@@ -293,7 +342,7 @@ async def take_in(tx: Tx, items: Sequence[Item], door: Door) -> None:
     told = max((item.told_at for item in todo), default=None)
     while todo:
         todo = await _round(tx, todo, door)
-    if told is not None:
+    if told is not None and door.heard.is_due(door.site, door.now):
         await _say_heard(tx, door, told)
 
 
@@ -304,14 +353,15 @@ async def _round(tx: Tx, items: Sequence[Item], door: Door) -> list[Item]:
         clinics_of(door.region),
     )  # fmt: skip
     batch = _Batch(door, people)
-    batch.keys = await store.claim(tx, door.site, batch.names(items))
-    again = [item.again.key for item in items if item.again is not None]
-    batch.records = await store.records(tx, {*batch.keys.values(), *again})
+    again = {item.again.key for item in items if item.again is not None}
+    batch.keys, batch.records = await store.claim(tx, door.site, batch.names(items), again)
     digests = batch.conditions(items)
     if digests:
         batch.matches = await store.matching(tx, door.site, digests)
         matched = {key for keys in batch.matches.values() for key in keys}
-        batch.records |= await store.records(tx, matched - batch.records.keys())
+        if matched - batch.records.keys():
+            _, more = await store.claim(tx, door.site, {}, matched - batch.records.keys())
+            batch.records |= more
     tokens, own = batch.presented(items)
     if tokens or own:
         people.met(await store.meet(tx, door.site, tokens, own))
@@ -365,6 +415,7 @@ def revived(kept: Kept, door: Door) -> Item:
 async def _say_heard(tx: Tx, door: Door, told: datetime) -> None:
     """`site.heard`, at most once a minute."""
     heard = await store.heard(tx, door.site, told, door.now)
+    door.heard.asked[door.site] = door.now
     if heard is not None:
         await append(tx, [SiteHeard(site=door.site, last_event=heard, heard=door.now)], door.now)
 
@@ -379,6 +430,7 @@ class _Batch:
         self.records: dict[UUID, Record] = {}
         self.matches: dict[store.Name, list[UUID]] = {}
         self._tokens: dict[tuple[str, Identifier], str] = {}
+        self._granted: dict[tuple[str, str], bool] = {}
         self.repointed: dict[store.Name, UUID] = {}
         self.versions: list[Version] = []
         self.released: list[Version] = []
@@ -424,6 +476,11 @@ class _Batch:
 
     def _own_names(self, item: Item) -> list[store.Name]:
         """The names that say which resource an item is, the deciding one first (HA-70)."""
+        if item.names is None:
+            item.names = self._names_that_decide(item)
+        return item.names
+
+    def _names_that_decide(self, item: Item) -> list[store.Name]:
         entry, read = item.entry, item.read
         by_id = [(item.kind, f"id/{entry.logical_id}")] if entry.logical_id else []
         alias = (entry.resource or {}).get("id")
@@ -618,9 +675,16 @@ class _Batch:
             item.entry.method == "POST" and record.version and item.digest != record.digest
         ):
             letters = "cu"
-        if any(not self.door.may(item.kind, letter) for letter in letters):
+        if not self._may(item.kind, letters):
             item.refuse(_scope(item.kind, letters))
         return bool(item.problems)
+
+    def _may(self, kind: str, letters: str) -> bool:
+        known = self._granted.get((kind, letters))
+        if known is None:
+            known = all(self.door.may(kind, letter) for letter in letters)
+            self._granted[kind, letters] = known
+        return known
 
     def _reference_fails(self, item: Item) -> bool:
         """Each conditional reference of a transaction has one match (HA-32)."""
@@ -703,9 +767,7 @@ class _Batch:
         if read.part_of is not None:
             whole = self._referred(item, "Encounter", read.part_of)
             part_of = None if whole is None or whole.key == record.key else whole.key
-        message = with_patient(
-            replace(read.message, digest=item.digest, event_time=item.told_at), patient, part_of
-        )
+        message = replace(read.message, digest=item.digest, patient=patient, part_of=part_of)
         hold = read.hold
         if hold is not None and hold.reason in (Reason.START_MISSING, Reason.START_IMPRECISE):
             message, hold = self._start(item, record, read, message)
@@ -909,12 +971,13 @@ def _version(etag: str) -> str:
 
 def _digest(fact: Fact) -> str:
     """Of what a fact says; when it was said matters only to a plan (CT-16)."""
-    if fact.status is not Status.PLANNED:
-        fact = replace(fact, event_time=_EPOCH)
-    return hashlib.sha256(orjson.dumps(fact, default=str)).hexdigest()
+    said = [getattr(fact, name) for name in _STATED]
+    if fact.status is Status.PLANNED:
+        said.append(fact.event_time)
+    return hashlib.sha256(orjson.dumps(said, default=str)).hexdigest()
 
 
-_EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+_STATED = tuple(one.name for one in fields(Fact) if one.name != "event_time")
 
 
 def _event(record: Record, fact: Fact, door: Door) -> EncounterRecorded:

@@ -5,7 +5,7 @@ when they say that it happened, then walked. Nothing earlier goes in but the mes
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeVar
@@ -129,6 +129,8 @@ def fold(messages: Iterable[Message]) -> Fact:
     `backfill` is set if no message came live.
     """
     told = in_order(messages)
+    if len(told) == 1 and not told[0].class_history:
+        return _of_one(told[0])
     newest, back = told[-1], told[::-1]
     status, end = _status_and_end(told)
     start, assumed = _start(told)
@@ -152,6 +154,35 @@ def fold(messages: Iterable[Message]) -> Fact:
         labels=_last(m.labels for m in back),
         time_is_ambiguous=any(m.time_is_ambiguous for m in told),
         backfill=all(m.backfill for m in told),
+    )
+
+
+def _of_one(message: Message) -> Fact:
+    """The fact of an encounter that has one message: the common case, and the cheap one."""
+    status, end = _status_and_end((message,))
+    since = message.event_time
+    if message.start is not None:
+        since = message.start.earliest
+    return Fact(
+        status=status,
+        event_time=message.event_time,
+        patient=message.patient,
+        classes=() if message.code is None else ((message.code, since),),
+        triaged=message.triaged or message.status is Status.TRIAGED,
+        start=message.start,
+        start_is_assumed=message.start_is_assumed and message.start is not None,
+        end=end,
+        disposition=message.disposition,
+        service=message.service,
+        part_of=message.part_of,
+        from_emergency=bool(message.from_emergency),
+        transfer_in=bool(message.transfer_in),
+        transfer_out=bool(message.transfer_out),
+        planned=bool(message.planned),
+        codes=message.codes,
+        labels=message.labels,
+        time_is_ambiguous=message.time_is_ambiguous,
+        backfill=message.backfill,
     )
 
 
@@ -251,8 +282,3 @@ def is_reused(fact: Fact, message: Message, same_person: bool) -> bool:
     if closed is None or message.start is None:
         return False
     return message.start.earliest > closed.latest + REUSED_AFTER
-
-
-def with_patient(message: Message, patient: UUID | None, part_of: UUID | None) -> Message:
-    """`message` once it is known whose it is, and what it is part of."""
-    return replace(message, patient=patient, part_of=part_of)

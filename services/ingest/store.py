@@ -30,22 +30,51 @@ Name = tuple[str, str]
 """(kind, name): a name by which the site may mean a resource."""
 
 
-_CLAIM = text("select kind, name, key from claim(:site, :kinds, :names, :keys)").bindparams(
+_CLAIM = text("select * from claim(:site, :kinds, :names, :keys, :others)").bindparams(
     bindparam("kinds", type_=ARRAY(Text)),
     bindparam("names", type_=ARRAY(Text)),
     bindparam("keys", type_=ARRAY(Uuid)),
+    bindparam("others", type_=ARRAY(Uuid)),
 )
 
 
-async def claim(tx: Tx, site: str, names: Mapping[Name, UUID]) -> dict[Name, UUID]:
-    """Which key each name has; the proposed one where it had none. Held until the commit."""
+async def claim(
+    tx: Tx, site: str, names: Mapping[Name, UUID], others: Iterable[UUID] = ()
+) -> tuple[dict[Name, UUID], dict[UUID, Record]]:
+    """Which key each name has, the proposed one where it had none; held until the commit.
+
+    Also the records of those keys, and of the keys `others`, that have come.
+    """
     params = {
         "site": site,
         "kinds": [kind for kind, _ in names],
         "names": [name for _, name in names],
         "keys": list(names.values()),
+        "others": list(others),
     }
-    return {(row.kind, row.name): row.key for row in await tx.execute(_CLAIM, params)}
+    keys: dict[Name, UUID] = {}
+    records: dict[UUID, Record] = {}
+    for row in await tx.execute(_CLAIM, params):
+        if row.name is not None:
+            keys[row.kind, row.name] = row.key
+        if row.id is not None:
+            records[row.key] = _record(row)
+    return keys, records
+
+
+def _record(row: Any) -> Record:
+    record = Record(
+        row.key, row.kind, row.id, True, row.version, row.digest, row.deleted, row.updated,
+        row.patient, row.temporary, row.told_at, row.fact_version, row.stated,
+    )  # fmt: skip
+    for message in row.messages or ():
+        if message["said"] is not None:
+            record.told.append(message_of(message["said"]))
+        if message["hold"] is not None:
+            record.held.append(Held(row.key, message["version"], message["hold"]))
+            if message["version"] == row.version:
+                record.hold = message["hold"]
+    return record
 
 
 _REPOINT = text(
@@ -68,47 +97,6 @@ async def repoint(tx: Tx, site: str, names: Mapping[Name, UUID]) -> None:
             "keys": list(names.values()),
         }
         await tx.execute(_REPOINT, params)
-
-
-_RECORDS = text(
-    "select r.key, r.kind, r.id, r.version, r.digest, r.deleted, r.updated, r.patient,"
-    " r.temporary, r.told_at, r.fact_version, r.stated, v.messages"
-    " from resource r left join lateral ("
-    "   select jsonb_agg(jsonb_build_object('version', v.version, 'said', v.said,"
-    "     'hold', v.hold, 'due', v.due, 'waits_for', v.waits_for) order by v.version) as messages"
-    "   from version v where v.key = r.key and (v.said is not null or v.hold is not null)"
-    " ) v on true where r.key = any(:keys)"
-).bindparams(bindparam("keys", type_=ARRAY(Uuid)))
-
-
-async def records(tx: Tx, keys: Iterable[UUID]) -> dict[UUID, Record]:
-    """Those of `keys` that have a resource, with what their messages say."""
-    found: dict[UUID, Record] = {}
-    for row in await tx.execute(_RECORDS, {"keys": list(keys)}):
-        record = Record(
-            row.key, row.kind, row.id, True, row.version, row.digest, row.deleted, row.updated,
-            row.patient, row.temporary, row.told_at, row.fact_version, row.stated,
-        )  # fmt: skip
-        for message in row.messages or ():
-            if message["said"] is not None:
-                record.told.append(message_of(message["said"]))
-                record.told_versions.append(message["version"])
-            if message["hold"] is not None:
-                waits = message["waits_for"]
-                due = message["due"]
-                record.held.append(
-                    Held(
-                        row.key,
-                        message["version"],
-                        message["hold"],
-                        datetime.fromisoformat(due) if due else None,
-                        UUID(waits) if waits else None,
-                    )
-                )
-                if message["version"] == row.version:
-                    record.hold = message["hold"]
-        found[row.key] = record
-    return found
 
 
 _MATCHING = text(

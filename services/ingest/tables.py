@@ -16,8 +16,6 @@ class Held:
     key: UUID
     version: int
     hold: str
-    due: datetime | None = None
-    waits_for: UUID | None = None
 
 
 @dataclass(slots=True)
@@ -38,8 +36,7 @@ class Record:
     fact_version: int = 0
     stated: str | None = None
     told: list[Message] = field(default_factory=list)
-    """What its accepted messages say, by version."""
-    told_versions: list[int] = field(default_factory=list)
+    """What its accepted messages say."""
     held: list[Held] = field(default_factory=list)
     hold: str | None = None
     """Of its newest version."""

@@ -15,8 +15,9 @@ from services.ingest.verbatim import Tree
 
 
 def item_of(entry: Entry, door: Door) -> Item:
-    """An entry that has arrived now."""
-    return Item(entry, told_at=door.now, arrived=door.now)
+    """An entry as it arrived."""
+    arrived = door.arrived or door.now
+    return Item(entry, told_at=arrived, arrived=arrived)
 
 
 def single(entry: Entry, door: Door) -> Item:
@@ -39,7 +40,9 @@ class Slot:
         return [rooted(one, self.item.entry) for one in self.item.problems]
 
 
-def slot_of(made: Entry | tuple[int, list[Problem]], door: Door, entries: Sequence[Entry]) -> Slot:
+def slot_of(
+    made: Entry | tuple[int, list[Problem]], door: Door, conditions: Sequence[Entry]
+) -> Slot:
     """An entry on its way: read, or with what is wrong with it."""
     if not isinstance(made, Entry):
         return Slot(None, problems=made[1])
@@ -56,8 +59,8 @@ def slot_of(made: Entry | tuple[int, list[Problem]], door: Door, entries: Sequen
     if made.method == "GET":
         return Slot(made)
     item = item_of(made, door)
-    if made.kind == "Encounter" and made.resource is not None:
-        item.conditions = _conditions_of(made, entries)
+    if conditions and made.kind == "Encounter" and made.resource is not None:
+        item.conditions = _conditions_of(made, conditions)
     return Slot(made, item=flow.prepare(item, door))
 
 
@@ -74,6 +77,12 @@ def in_one_transaction(entries: Sequence[Entry], slots: Sequence[Slot]) -> list[
         for one in slot.all_problems()
     ]
     return [*own, *bundles.dangling(entries), *bundles.twice(entries)]
+
+
+def slots_of(made: Sequence[Entry | tuple[int, list[Problem]]], door: Door) -> list[Slot]:
+    """The entries of a batch or transaction, read, in their order."""
+    conditions = [one for one in made if isinstance(one, Entry) and one.kind == "Condition"]
+    return [slot_of(one, door, conditions) for one in made]
 
 
 def items_of(slots: Iterable[Slot]) -> list[Item]:
@@ -115,7 +124,7 @@ def legal(entry: Entry) -> list[Problem]:
     return gate.check(entry.resource, entry.text, entry.kind, at=entry.at)
 
 
-def _conditions_of(entry: Entry, entries: Sequence[Entry]) -> list[tuple[Tree, str]]:
+def _conditions_of(entry: Entry, conditions: Sequence[Entry]) -> list[tuple[Tree, str]]:
     """The Conditions of a Bundle that belong to an Encounter of it."""
     resource = entry.resource or {}
     diagnoses = resource.get("diagnosis")
@@ -127,8 +136,8 @@ def _conditions_of(entry: Entry, entries: Sequence[Entry]) -> list[tuple[Tree, s
     }
     own = {entry.full_url, f"Encounter/{resource.get('id')}"}
     found: list[tuple[Tree, str]] = []
-    for other in entries:
-        if other.kind != "Condition" or other.resource is None or other.text is None:
+    for other in conditions:
+        if other.resource is None or other.text is None:
             continue
         about = other.resource.get("encounter")
         literal = about.get("reference") if isinstance(about, dict) else None

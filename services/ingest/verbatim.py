@@ -44,7 +44,7 @@ def read_bundle(raw: bytes) -> tuple[Tree, list[str | None]]:
 
     Raises `NotJsonError`.
     """
-    text = _decoded(raw)
+    text = _decoded(raw, is_bundle=True)
     texts: list[str | None] = []
 
     def in_bundle(name: str, at: int) -> tuple[Any, int]:
@@ -62,7 +62,10 @@ def read_bundle(raw: bytes) -> tuple[Tree, list[str | None]]:
             texts[-1] = text[at:end]
         return value, end
 
-    return _object(text, _skip(text, 0), in_bundle)[0], texts
+    bundle = _object(text, _skip(text, 0), in_bundle)[0]
+    if any(one is not None and _may_be_deep(one) for one in texts) and _too_deep(bundle, MAX_DEPTH):
+        raise NotJsonError(_DEEP)
+    return bundle, texts
 
 
 def parameter(raw: bytes, name: str) -> str | None:
@@ -156,8 +159,11 @@ def served(
     )
 
 
-def _decoded(raw: bytes) -> str:
-    """`raw` as text, once all is refused that a lenient parser would let pass."""
+def _decoded(raw: bytes, *, is_bundle: bool = False) -> str:
+    """`raw` as text, once all is refused that a lenient parser would let pass.
+
+    Of a Bundle the depth is left to the caller, who knows its entries one by one.
+    """
     if raw.startswith(b"\xef\xbb\xbf"):
         raise NotJsonError("The body starts with a byte order mark; send UTF-8 without one.")
     try:
@@ -166,9 +172,29 @@ def _decoded(raw: bytes) -> str:
         raise NotJsonError(f"Not JSON in UTF-8, at character {error.pos}.") from None
     if not isinstance(whole, dict):
         raise NotJsonError("The body is not a JSON object.")
-    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _too_deep(whole, MAX_DEPTH):
-        raise NotJsonError(f"Nested deeper than {MAX_DEPTH} levels.")
-    return raw.decode()
+    text = raw.decode()
+    shallow = {name: one for name, one in whole.items() if name != "entry"} if is_bundle else whole
+    if (is_bundle or _may_be_deep(text)) and _too_deep(shallow, MAX_DEPTH):
+        raise NotJsonError(_DEEP)
+    if is_bundle and isinstance(whole.get("entry"), list):
+        rest = [_without_resource(one) for one in whole["entry"]]
+        if _too_deep(rest, MAX_DEPTH - 1):
+            raise NotJsonError(_DEEP)
+    return text
+
+
+_DEEP = f"Nested deeper than {MAX_DEPTH} levels."
+
+
+def _may_be_deep(text: str) -> bool:
+    """Whether a text has enough brackets to nest too deep, within a Bundle's entry too."""
+    return text.count("{") + text.count("[") > MAX_DEPTH - 3
+
+
+def _without_resource(entry: Any) -> Any:
+    if type(entry) is not dict:
+        return entry
+    return {name: one for name, one in entry.items() if name != "resource"}
 
 
 def _too_deep(node: Any, left: int) -> bool:

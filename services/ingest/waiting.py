@@ -13,7 +13,7 @@ from uuid import UUID
 import orjson
 import structlog
 
-from services.ingest import bundles, flow, reading, store, taking, verbatim
+from services.ingest import bundles, flow, store, taking, verbatim
 from services.ingest.bundles import Entry
 from services.ingest.flow import Door, House, Item
 from services.ingest.gate import Problem
@@ -44,6 +44,7 @@ def door_of(house: House, site: str, name: str = "rest") -> Door:
         keys=house.keys,
         trail=Trail.background("ingest", now, site),
         may=lambda _kind, _letter: True,
+        heard=house.heard,
         name=name,
     )
 
@@ -146,7 +147,7 @@ class _RefusedAgain(Exception):  # noqa: N818 - the transaction must not have be
 
 
 async def _replay_one(house: House, row: RefusedRow, by: str) -> Replayed:
-    door = replace(door_of(house, row.site, row.door), client=row.client)
+    door = replace(door_of(house, row.site, row.door), client=row.client, arrived=row.arrived)
     assert row.body is not None, "purged bodies are not replayed"
     opened = house.keys.seals.open(flow.owner_of(row.digest), flow.BODY, row.key_id, row.body)
     said = orjson.loads(opened)
@@ -173,9 +174,6 @@ async def _take_again(
         raise _RefusedAgain([*problems, *(one for item in items for one in item.problems)])
     for item in items:
         item.condition = item.condition or condition
-        item.arrived = row.arrived
-        if door.name == "rest" and item.entry.resource is not None:
-            item.told_at = reading.event_time(item.entry.resource, door.rules, row.arrived)
     await flow.take_in(tx, items, door)
     if any(item.problems for item in items):
         raise _RefusedAgain([one for item in items for one in item.problems])
@@ -202,6 +200,6 @@ def _items(door: Door, row: RefusedRow, text: str) -> tuple[list[Item], list[Pro
         return taking.message_items(taken, replace(door, name="message"))
     made = bundles.requests(tree, texts, "")
     entries = [one for one in made if isinstance(one, Entry)]
-    slots = [taking.slot_of(one, door, entries) for one in made]
+    slots = taking.slots_of(made, door)
     problems = taking.in_one_transaction(entries, slots) if tree["type"] == "transaction" else []
     return taking.items_of(slots), problems

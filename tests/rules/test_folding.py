@@ -239,3 +239,9 @@ def test_classes_are_in_time_order_without_equal_neighbours(told: list[Message])
     since = [when for _, when in classes]
     assert since == sorted(since)
     assert all(one[0] != two[0] for one, two in itertools.pairwise(classes))
+
+
+@given(messages)
+def test_one_message_alone_folds_as_it_does_twice(message: Message) -> None:
+    """The short way is the long way."""
+    assert fold([message]) == fold([message, message])

@@ -84,6 +84,28 @@ def test_a_duplicate_key_of_a_bundle_entry_is_found_too() -> None:
             verbatim.read_bundle(text.encode())
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"entry":[{"resource":%s}]}',
+        '{"entry":[{"request":%s}]}',
+        '{"entry":[%s]}',
+        '{"entry":%s}',
+        '{"meta":%s}',
+    ],
+)
+def test_no_part_of_a_bundle_nests_too_deep(text: str) -> None:
+    """HA-100: counted from the Bundle itself."""
+    outer = (text % "").count("{") + (text % "").count("[")
+    for inner, is_fine in ((64 - outer, True), (65 - outer, False)):
+        raw = (text % ("[" * inner + "]" * inner)).encode()
+        if is_fine:
+            verbatim.read_bundle(raw)
+        else:
+            with pytest.raises(verbatim.NotJsonError, match="deeper"):
+                verbatim.read_bundle(raw)
+
+
 def test_a_bundle_is_cut_into_the_very_text_that_was_sent() -> None:
     """HA-04."""
     odd = '{ "id" : "e1",\n"value": 1.50, "text": "\\u00e9" }'

@@ -13,7 +13,7 @@ import orjson
 from sqlalchemy import text
 
 from services.ingest.api import add_door
-from services.ingest.flow import House, Keys
+from services.ingest.flow import Heard, House, Keys
 from services.plumbing import audit
 from services.plumbing.auth import Auth, guard
 from services.plumbing.clock import Clock, drive
@@ -144,6 +144,7 @@ async def opened(
             clock=Clock(clock_file),
             region=lambda: regions[0],
             keys=Keys(Tokens(keyring("tokens")), Seals(keyring("dates"), keyring("seals"))),
+            heard=Heard(),
             base=BASE,
             authority=authority,
         )

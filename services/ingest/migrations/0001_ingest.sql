@@ -210,10 +210,15 @@ create policy owner on resource to current_user using (true) with check (true);
 grant delete on identifier to passerelle_ingest_request, passerelle_ingest_worker;
 
 -- Make the names in `names` exist, each with the key proposed for it, unless it has one already;
--- hold them all until the end of the transaction; and say which key each one has. Names are taken
--- in one order, patients first, so that two who claim the same ones never wait for each other.
-create function claim(of_site text, kinds text[], names text[], keys uuid[])
-returns table (kind text, name text, key uuid)
+-- hold them all until the end of the transaction; and say which key each one has, with the
+-- resource of that key and what its messages say, if it has come. Also the resources `others`.
+-- Names are taken in one order, patients first, so that two who claim the same ones never wait for
+-- each other. One statement to the client, three here: each sees what was committed before it.
+create function claim(of_site text, kinds text[], names text[], keys uuid[], others uuid[])
+returns table (
+  kind text, name text, key uuid, id text, version int, digest text, deleted boolean,
+  updated timestamptz, patient uuid, temporary boolean, told_at timestamptz, fact_version int,
+  stated text, messages jsonb)
 language plpgsql set search_path = ingest, pg_temp as $$
 #variable_conflict use_column
 begin
@@ -222,13 +227,31 @@ begin
   from unnest(kinds, names, keys) as p (kind, name, key)
   order by p.kind desc, p.name
   on conflict do nothing;
-  return query
-  select h.kind, h.name, h.key
-  from handle h
+  perform from handle h
   join unnest(kinds, names) as p (kind, name) on h.kind = p.kind and h.name = p.name
   where h.site = of_site
   order by h.kind desc, h.name
   for update of h;
+  return query
+  with wanted as (
+    select h.kind, h.name, h.key, row_number() over (partition by h.key order by h.name) as nth
+    from handle h
+    join unnest(kinds, names) as p (kind, name) on h.kind = p.kind and h.name = p.name
+    where h.site = of_site
+    union all
+    select null, null, o.key, 1 from unnest(others) as o (key)
+  )
+  select coalesce(w.kind, r.kind), w.name, w.key, r.id, r.version, r.digest, r.deleted, r.updated,
+    r.patient, r.temporary, r.told_at, r.fact_version, r.stated, v.messages
+  from wanted w
+  left join resource r on r.key = w.key and w.nth = 1
+  left join lateral (
+    select jsonb_agg(jsonb_build_object(
+      'version', v.version, 'said', v.said, 'hold', v.hold, 'due', v.due,
+      'waits_for', v.waits_for) order by v.version) as messages
+    from version v
+    where v.key = r.key and (v.said is not null or v.hold is not null)
+  ) v on r.key is not null;
 end $$;
 
 -- Tokens presented by a message, made known if they are new, and the patients they lead to;
