@@ -412,7 +412,7 @@ async def verify(
     `connection` is in one transaction with one snapshot, in a role that sees all of the audit.
     `key` verifies the checkpoints; `kept` are statements from elsewhere than the database.
     """
-    await connection.execute("set local timezone = 'UTC'")
+    await connection.execute("set local timezone = 'UTC'; set local work_mem = '128MB'")
     verdict = Verdict()
     elsewhere = list(kept)
     for service in services:
