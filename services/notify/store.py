@@ -528,6 +528,17 @@ _CARDS = text("select * from card where patient = any(:keys) order by id for upd
 )
 _CARDS_OF_CLINIC = text("select * from card where clinic = :clinic")
 _CARD = text("select * from card where clinic = :clinic and id = :id")
+_PATIENTS_OF_CLINIC = text(
+    "select patient from card where clinic = :clinic union"
+    " select patient from flag where clinic = :clinic"
+)
+_FLAG = text("select patient from flag where clinic = :clinic and id = :id")
+_CARDS_HERE = text("select * from card where clinic = :clinic and patient = any(:keys)").bindparams(
+    bindparam("keys", type_=_uuids)
+)
+_FLAGS_HERE = text("select * from flag where clinic = :clinic and patient = any(:keys)").bindparams(
+    bindparam("keys", type_=_uuids)
+)
 _CARD_FOR_UPDATE = text("select * from card where clinic = :clinic and id = :id for update")
 _CARD_BY_ID = text("select * from card where id = :id")
 
@@ -600,6 +611,29 @@ async def card(tx: Tx, clinic: str, id_: UUID, *, hold: bool = False) -> Card | 
     query = _CARD_FOR_UPDATE if hold else _CARD
     row = (await tx.execute(query, {"clinic": clinic, "id": id_})).first()
     return None if row is None else card_of(row)
+
+
+async def patients_of_clinic(tx: Tx, clinic: str) -> list[UUID]:
+    """Patient keys the clinic has a card or Flag of."""
+    return [row.patient for row in await tx.execute(_PATIENTS_OF_CLINIC, {"clinic": clinic})]
+
+
+async def patient_of(tx: Tx, clinic: str, type_: str, id_: UUID) -> UUID | None:
+    """Whom that card (`Task`) or `Flag` of the clinic is about."""
+    query = _CARD if type_ == "Task" else _FLAG
+    row = (await tx.execute(query, {"clinic": clinic, "id": id_})).first()
+    return None if row is None else row.patient
+
+
+async def cards_here(tx: Tx, clinic: str, keys: Iterable[UUID]) -> list[Card]:
+    """The clinic's cards of these patient keys."""
+    rows = await tx.execute(_CARDS_HERE, {"clinic": clinic, "keys": list(keys)})
+    return [card_of(row) for row in rows]
+
+
+async def flags_here(tx: Tx, clinic: str, keys: Iterable[UUID]) -> list[FlagRow]:
+    rows = await tx.execute(_FLAGS_HERE, {"clinic": clinic, "keys": list(keys)})
+    return [FlagRow(**row._mapping) for row in rows]  # noqa: SLF001
 
 
 _STAMP = text(
@@ -730,7 +764,6 @@ async def history(tx: Tx, card_id: UUID) -> Sequence[Row[Any]]:
 _FLAGS = text("select * from flag where patient = any(:keys) for update").bindparams(
     bindparam("keys", type_=_uuids)
 )
-_FLAGS_OF_CLINIC = text("select * from flag where clinic = :clinic")
 _OUTLOOKS = text(
     "select clinic, patient, outcome, reasons, basis, sequence from outlook"
     " where patient = any(:keys)"
@@ -740,11 +773,6 @@ _OUTLOOKS = text(
 async def flags_of(tx: Tx, patients: Iterable[UUID]) -> dict[tuple[str, UUID], FlagRow]:
     rows = await tx.execute(_FLAGS, {"keys": sorted(set(patients))})
     return {(row.clinic, row.patient): FlagRow(**row._mapping) for row in rows}  # noqa: SLF001
-
-
-async def flags_of_clinic(tx: Tx, clinic: str) -> list[FlagRow]:
-    rows = await tx.execute(_FLAGS_OF_CLINIC, {"clinic": clinic})
-    return [FlagRow(**row._mapping) for row in rows]  # noqa: SLF001
 
 
 async def put_flags(tx: Tx, flags: Sequence[FlagRow]) -> None:
@@ -799,7 +827,7 @@ async def refusals(tx: Tx, patient: UUID | None, most: int = 100) -> Sequence[Ro
 
 # Newest first by audit_pkey; of one patient by audit_patient. What the officer reads is not told.
 _DISCLOSURES = text(
-    "select recorded, shape, agent, agent_kind, tenant, recipient, reader, patient, entities"
+    "select recorded, shape, agent, agent_kind, tenant, recipient, reader, patient, level, basis"
     " from audit where shape in ('PatientRead', 'PatientQuery', 'PrivacyDisclosure.Source')"
     "  and outcome = 0 and tenant is not null and not 'privacy' = any(roles)"
     "  and (cast(:patient as uuid) is null or patient = :patient)"
@@ -1125,6 +1153,11 @@ _RELEASE = text(
     " where id = :id and fence = :fence returning id"
 )
 _BY_ID = text("select * from subscription where id = :id")
+_BY_ID_HELD = text("select * from subscription where id = :id for update")
+_BEGIN_ANEW = text(
+    "update notification set attempts = 0, first_sent = null, due = :now"
+    " where subscription = :id and state = 'pending'"
+)
 _FARED = text(
     "update subscription set status = :status, error = :error, failing_since = :failing_since,"
     "  failures = :failures, not_before = :not_before, alarmed = :alarmed,"
@@ -1152,8 +1185,13 @@ async def release(tx: Tx, **row: Any) -> bool:
     return (await tx.execute(_RELEASE, row)).first() is not None
 
 
-async def destination(tx: Tx, id_: UUID) -> Row[Any] | None:
-    return (await tx.execute(_BY_ID, {"id": id_})).first()
+async def destination(tx: Tx, id_: UUID, *, hold: bool = False) -> Row[Any] | None:
+    return (await tx.execute(_BY_ID_HELD if hold else _BY_ID, {"id": id_})).first()
+
+
+async def begin_anew(tx: Tx, id_: UUID, now: datetime) -> None:
+    """What waits for a destination is tried as if for the first time (CA-64)."""
+    await tx.execute(_BEGIN_ANEW, {"id": id_, "now": now})
 
 
 async def fared(tx: Tx, **row: Any) -> None:

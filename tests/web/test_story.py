@@ -91,7 +91,8 @@ async def test_a_nurse_sees_her_patient_and_why_and_no_other_clinic_does(world: 
         listed = await browser.get("/my-list")
         assert rows(listed) == [
             "Fictif, Zoé 76 ans · Femme · NAM se terminant par "
-            f"{build.number(card.patient)[-4:]} Seuil atteint 2 mars 2026, 14 h 05 "
+            f"{build.number(card.patient)[-4:]} "
+            "Seuil atteint Hôpital fictif A, 1er mars 2026, 14 h 05 "
             "4e visite à l&#39;urgence en 12 mois (seuil : 4) D&#39;ici le 9 mars 2026 "
             "Vous Nouveau Prendre en charge"
         ]
@@ -239,6 +240,9 @@ async def test_a_consent_is_said_to_be_the_ground(world: World) -> None:
     async with world.home.signed_in("nurse-a") as browser:
         page = await browser.get(f"/cards/{card.id}")
     assert "Consentement obtenu" in page.text
+    async with world.home.signed_in("privacy") as browser:
+        told = (await browser.get("/register")).text.partition('id="disclosures"')[2]
+    assert "Consent/TEST-c1/_history/1" in told
 
 
 async def test_every_view_is_on_record_and_a_refresh_once_a_session_and_version(
@@ -253,6 +257,9 @@ async def test_every_view_is_on_record_and_a_refresh_once_a_session_and_version(
             await browser.get("/my-list", headers={"HX-Request": "true", "X-Background": "1"})
     reads = await world.audit("PatientRead")
     assert [(row.agent, row.patient) for row in reads] == [("nurse-a", patient)] * 2
+    assert {(tuple(row.items), row.level, tuple(row.basis)) for row in reads} == {
+        (("ed-visit:4", "hospital-stay:0"), "L1", ())
+    }
     decisions = [row for row in await world.audit("AuthZ-Role") if row.reader == "nurse-a"]
     assert [row.outcome for row in decisions] == [0, 0]
 

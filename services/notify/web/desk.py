@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 from services.notify import card as cards
 from services.notify import flow, store, telling
 from services.notify.card import TAKEN_BACK, Status
+from services.notify.recount import Kind
 from services.notify.store import Facts
 from services.notify.telling import House, Told
 from services.notify.web import showing
@@ -38,7 +39,7 @@ from services.notify.web.views import (
 )
 from services.notify.web.words import LOCALES, Words
 from services.plumbing import audit
-from services.plumbing.audit import AuditRecord, Trail
+from services.plumbing.audit import AuditRecord, Content, Trail
 from services.plumbing.db import Database, Tx
 from services.plumbing.web import Rejection
 
@@ -201,7 +202,8 @@ class NotifyDesk:
                     channel=showing.channel(row.shape, row.agent_kind),
                     person=people.get(row.patient),
                     by=names.person(row.agent) if row.agent_kind == "person" else None,
-                    level=showing.LEVEL,
+                    level=int(row.level[1]) if row.level else showing.LEVEL,
+                    basis=row.basis,
                 )
                 for row in told[:MOST]
             ],
@@ -271,10 +273,11 @@ class NotifyDesk:
                 decided = replace(decided, once=uuid5(ask.session, name))
             records.append(decided)
             if one.shows(work):
+                content = _content(one)
                 records.append(
-                    trail.refreshed(entity, work.patient, ask.session)
+                    trail.refreshed(entity, work.patient, ask.session, content)
                     if ask.background
-                    else trail.read(entity, work.patient)
+                    else trail.read(entity, work.patient, content=content)
                 )
         return records
 
@@ -284,6 +287,20 @@ def _clinic(ask: Ask) -> str:
     if ask.who.clinic is None:
         raise Rejection("not-found", "There is nothing at this address.", status=404)
     return ask.who.clinic
+
+
+def _content(told: Told) -> Content:
+    """What a page tells of a patient, in kinds and numbers (CS-114)."""
+    assert told.view is not None
+    return Content(
+        items=tuple(
+            f"{name}:{told.view.count(kind)}"
+            for kind, name in ((Kind.ED, "ed-visit"), (Kind.HOSPITAL, "hospital-stay"))
+        ),
+        level=f"L{showing.LEVEL}",
+        basis=tuple(sorted(told.decision.basis)),
+        policy=told.decision.policy,
+    )
 
 
 def _is_listed(work: cards.Card, now: datetime) -> bool:

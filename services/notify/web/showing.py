@@ -164,15 +164,16 @@ def card(work: cards.Card, told: Told, who: Person, names: Names, now: datetime)
     mine = work.owner == names.reader
     taken = mine and PROGRESS[work.status] is Progress.MINE
     why = cards.shown_reason(work)
+    site, at = _where_and_when(work, told.view)
     return Card(
         key=work.id,
         version=work.version,
         tier=Tier(work.tier.value),
         happening=_happening(work),
-        at=work.moment_at or work.opened,
+        at=at,
         person=who,
         progress=PROGRESS[work.status],
-        site=names.site(work.site, by_consent=by_consent(told)) if work.site else None,
+        site=names.site(site, by_consent=by_consent(told)) if site else None,
         crossing=None if told.view.pathway else crossing(told.view),
         ground=Ground.GIVEN if by_consent(told) else Ground.IMPLIED,
         level=LEVEL,
@@ -184,6 +185,17 @@ def card(work: cards.Card, told: Told, who: Person, names: Names, now: datetime)
         takeable=work.is_open and not taken,
         retracted=None if why is None else str(why),
     )
+
+
+def _where_and_when(work: cards.Card, view: View) -> tuple[str | None, datetime]:
+    """Of the episode's last moment; a card without one is about the newest counted visit."""
+    if work.moment_at is not None:
+        return work.site, work.moment_at
+    counted = [unit for unit in view.units if unit.counted]
+    if not counted:
+        return None, work.opened
+    newest = max(counted, key=lambda unit: unit.anchor)
+    return newest.sites[0], newest.anchor
 
 
 def _happening(work: cards.Card) -> Happening:
