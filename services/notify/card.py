@@ -483,7 +483,12 @@ def acknowledged(card: Card, ask: Ask, now: datetime, by: str) -> Card:
 
 
 def _moved(card: Card, ask: Ask, now: datetime) -> Card:
-    to = ask.status
+    snoozes = ask.snooze_until is not None or ask.until_discharge
+    to = ask.status or (card.status if snoozes or ask.dismissal is not None else None)
+    if snoozes and to is not Status.ON_HOLD:
+        raise NotAllowedError("Task.extension", "snooze-until goes with status on-hold.")
+    if ask.dismissal is not None and to is not Status.REJECTED:
+        raise NotAllowedError("Task.statusReason", "A reason goes with status rejected.")
     if to is None or (to is card.status and not _says_more(card, ask)):
         if ask.outputs:
             return replace(card, outputs=(*card.outputs, *ask.outputs))

@@ -186,7 +186,7 @@ def task(card: Card, view: View, flag: UUID | None, voice: Voice) -> Json:
     if card.notes:
         found["note"] = [_note(note) for note in card.notes]
     if card.outputs:
-        found["output"] = [dict(output) for output in card.outputs]
+        found["output"] = [_output(output, voice) for output in card.outputs]
     return found
 
 
@@ -218,6 +218,12 @@ def _note(note: cards.Note) -> Json:
     if note.by is not None:
         found["authorString"] = note.by
     return found
+
+
+def _output(output: Mapping[str, Any], voice: Voice) -> Json:
+    if "type" in output:
+        return dict(output)
+    return {"type": concept("card-output", "outcome", voice), "valueCode": output["outcome"]}
 
 
 def _input(code: str, voice: Voice, **value: Any) -> Json:

@@ -190,7 +190,7 @@ def directives(house: House, facts: Facts, policy: Policy) -> list[Directive]:
             body = json.loads(house.seals.open(row.uid, "consent", *row.body))
             read = reading.directive(body, policy.zone)
         except (UnknownKeyError, SealBrokenError, ValueError):
-            read = reading.unreadable(row.id)
+            read = _unreadable(row.id)
         found.append(
             replace(
                 read,
@@ -202,6 +202,21 @@ def directives(house: House, facts: Facts, policy: Policy) -> list[Directive]:
             )
         )
     return found
+
+
+def _unreadable(id_: str) -> Directive:
+    """A Consent whose text cannot be had: it denies everything (CS-13)."""
+    return Directive(
+        id=id_,
+        version=None,
+        active=True,
+        privacy=True,
+        patient=consent.Reference(None),
+        dated=None,
+        base=None,
+        root=None,
+        computable=False,
+    )
 
 
 # --- the question and its answer --------------------------------------------------------------

@@ -475,5 +475,5 @@ create policy request on notification to passerelle_notify_request
   using (clinic = current_setting('passerelle.tenant', true))
   with check (clinic = current_setting('passerelle.tenant', true));
 create policy worker on notification to passerelle_notify_worker using (true) with check (true);
-grant select, insert, delete on notification to passerelle_notify_request;
+grant select, insert, update, delete on notification to passerelle_notify_request;
 grant select, insert, update, delete on notification to passerelle_notify_worker;
