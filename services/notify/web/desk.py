@@ -247,7 +247,7 @@ class NotifyDesk:
         clinic = region.clinic(ask.who.clinic) if ask.who.clinic else None
         return Names(
             region=region,
-            language=ask.language.value,
+            language=ask.language,
             anonymous=words.say("place.hospital"),
             reader=ask.who.id,
             zone=words.zone,

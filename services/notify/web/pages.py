@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Generic, Protocol, TypeVar
 from urllib.parse import urlencode
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -29,7 +29,7 @@ from services.notify.web.views import (
     Register,
     Role,
 )
-from services.notify.web.words import Language, Words, choose
+from services.notify.web.words import Language, Words, choose, in_language
 from services.plumbing.auth import Caller
 from services.plumbing.clock import real_now
 from services.plumbing.region import Region
@@ -455,11 +455,6 @@ class Pages:
         place = home or site
         first = next(one for one in Role if one.value in session.caller.roles)
         return Reader(person.name, first, in_language(place.name, language) if place else "")
-
-
-def in_language(names: Mapping[Literal["fr", "en"], str], language: Language) -> str:
-    """A name of the region file, in the other language if it has none in this one."""
-    return names.get(language.value) or next(iter(names.values()), "")
 
 
 E_ = TypeVar("E_", Filter, Order)

@@ -36,6 +36,7 @@ from services.notify.web.views import (
     Tier,
     Why,
 )
+from services.notify.web.words import Language, in_language
 from services.plumbing import region as regions
 
 WEEK: Final = timedelta(days=7)
@@ -73,7 +74,7 @@ class Names:
     """How the reader's language calls places and people."""
 
     region: regions.Region
-    language: str
+    language: Language
     anonymous: str
     """For a hospital whose name itself would tell (CS-45)."""
     reader: str
@@ -88,13 +89,13 @@ class Names:
         found = self.region.site(id_)
         if found is None or (found.sensitive and not by_consent):
             return self.anonymous
-        return found.name.get(self.language) or next(iter(found.name.values()))  # type: ignore[call-overload]  # fr or en
+        return in_language(found.name, self.language)
 
     def clinic(self, id_: str) -> str:
         found = self.region.clinic(id_)
         if found is None:
             return id_
-        return found.name.get(self.language) or next(iter(found.name.values()))  # type: ignore[call-overload]  # fr or en
+        return in_language(found.name, self.language)
 
     def person(self, id_: str | None) -> str | None:
         found = None if id_ is None else self.region.person(id_)

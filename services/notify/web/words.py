@@ -12,6 +12,7 @@ from datetime import date, datetime, timedelta
 from enum import StrEnum
 from gettext import GNUTranslations
 from importlib.resources import files
+from typing import Literal
 from zoneinfo import ZoneInfo
 
 from babel import Locale
@@ -73,6 +74,11 @@ def _quality(text: str) -> float:
         return float(figure) if figure else 1.0
     except ValueError:
         return 0.0
+
+
+def in_language(names: Mapping[Literal["fr", "en"], str], language: Language) -> str:
+    """A name of the region file, in the other language if it has none in this one."""
+    return names.get(language.value) or next(iter(names.values()), "")
 
 
 def _one_stop(text: str) -> str:
