@@ -10,7 +10,7 @@ from uuid import UUID
 import typer
 from rich.console import Console
 
-from services.cli import authority, demo, house, operations, postgres, tokens
+from services.cli import auditing, authority, demo, house, operations, postgres, tokens
 from services.plumbing.migrate import MigrationError
 from services.plumbing.region import RegionError
 from services.plumbing.settings import SettingsError
@@ -22,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(auditing.commands, name="audit")
 terminal = Console(stderr=True, highlight=False, soft_wrap=True)
 
 DataDir = Annotated[
