@@ -194,7 +194,8 @@ class Courier:
     house: House
     now: Callable[[], datetime]
     """Business time, for decisions."""
-    gate: Callable[[], Egress]
+    gate: Callable[[str], Egress]
+    """What a clinic's endpoints may be."""
     http: httpx.AsyncClient
     resolve: Resolve = egress.resolve
     real: Callable[[], datetime] = real_now
@@ -310,7 +311,7 @@ class Courier:
     async def _send(self, attempt: Attempt) -> Answer:
         to, sent = attempt.subscription, attempt.notification
         try:
-            address = await self.gate().address(to.endpoint, self.resolve)
+            address = await self.gate(to.clinic).address(to.endpoint, self.resolve)
         except ForbiddenTargetError as error:
             return Answer(failure=Failure.FORBIDDEN, reason=str(error))
         except OSError:

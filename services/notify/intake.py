@@ -243,6 +243,9 @@ class Capture:
     id: str | None = None
     """None: make one."""
     if_version: int | None = None
+    may_create: bool = True
+    only_own_panel: bool = False
+    """A clinic captures for its own patients alone (CS-56)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +277,15 @@ async def capture_consent(capture: Capture, turn: Turn, trail: Trail) -> Capture
     known = await store.consent(tx, id_, hold=True)
     if known is not None and known.tenant != capture.tenant:
         raise Rejection(issue="not-found", advice="There is no such Consent.", status=404)
+    if known is None and not capture.may_create:
+        raise Rejection(issue="not-found", advice="There is no such Consent.", status=404)
+    if capture.only_own_panel and not await _is_own(capture.tenant, roots, turn):
+        raise Rejection(
+            issue="forbidden",
+            advice="A clinic records Consents of patients on its own confirmed panel.",
+            expression="Consent.patient",
+            status=403,
+        )
     version = known.version if known is not None else 0
     if capture.if_version is not None and capture.if_version != version:
         raise Rejection(
@@ -309,6 +321,16 @@ async def capture_consent(capture: Capture, turn: Turn, trail: Trail) -> Capture
     moved = [] if known is None else await store.matched(tx, [(known.key_id, known.digest)])
     await reconsider({*roots, *moved}, turn, access=True)
     return Captured(id_, version + 1, turn.now, resource, created=known is None, warnings=warnings)
+
+
+async def _is_own(clinic: str, roots: list[UUID], turn: Turn) -> bool:
+    facts = await store.facts(turn.tx, roots)
+    region = turn.house.region()
+    return any(
+        route.clinic == clinic
+        for one in facts.values()
+        for route in telling.routes(region, one, turn.now)
+    )
 
 
 _NOT_COMPUTABLE = (

@@ -1203,6 +1203,13 @@ async def communications(tx: Tx, clinic: str) -> Sequence[Row[Any]]:
     return (await tx.execute(_COMMUNICATIONS, {"clinic": clinic})).all()
 
 
+_NOTIFICATION = text("select * from notification where clinic = :clinic and id = :id")
+
+
+async def notification(tx: Tx, clinic: str, id_: UUID) -> Row[Any] | None:
+    return (await tx.execute(_NOTIFICATION, {"clinic": clinic, "id": id_})).first()
+
+
 async def next_due(tx: Tx) -> datetime | None:
     """When a notification is due next (real time)."""
     return (await tx.execute(_NEXT_DUE)).scalar_one_or_none()
