@@ -647,19 +647,24 @@ SENSITIVITIES_ABOVE: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
 """Each code with all its ancestors."""
 
 
-def labels_at_use(item: Item) -> frozenset[Code] | None:
-    """The item's labels, and those its diagnoses bring (CS-59); None stays not assessed."""
-    if item.labels is None or not item.codes:
-        return item.labels
-    brought = frozenset(
+def labelled(
+    labels: frozenset[Code] | None, codes: frozenset[Code] | None
+) -> frozenset[Code] | None:
+    """The labels of what is to be an item, and those its diagnoses bring, again at use (CS-59).
+
+    None stays not assessed. The decision itself takes an item's labels as they are: else it
+    would release more of an item whose codes are forgotten (CP7).
+    """
+    if labels is None or not codes:
+        return labels
+    return labels | frozenset(
         Code(ACT_CODE, label)
-        for code in item.codes
+        for code in codes
         if code.system in ICD_SYSTEMS and code.code is not None
-        for first, last, labels in LABELLED_BY
+        for first, last, brought in LABELLED_BY
         if first <= code.code.strip().upper()[:3] <= last
-        for label in labels
+        for label in brought
     )
-    return item.labels | brought
 
 
 def _period(rule: Rule, case: _Case) -> Test:
@@ -773,7 +778,7 @@ def confidentiality(labels: frozenset[Code]) -> int:
 
 
 def _labels(rule: Rule, case: _Case) -> Test:
-    labels = labels_at_use(case.item)
+    labels = case.item.labels
     if labels is None:
         return unknown(Reason.UNKNOWN_LABEL)
     deny = rule.effect is Effect.DENY

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
-from services.notify.consent import Code, Item
+from services.notify.consent import Code, Item, labelled
 
 HINTS: Final = frozenset({"ADMITTED", "DURING_STAY", "LINKED"})
 """Codes that point from one unit to another, which may be hidden (CS-40)."""
@@ -63,8 +63,8 @@ class Unit:
     notes: tuple[str, ...] = ()
 
     def visible_to(self, released: frozenset[str]) -> bool:
-        """Only if every encounter in it is released."""
-        return all(visit.item in released for visit in self.visits)
+        """Only if every encounter in it is released; one without any shows to nobody."""
+        return bool(self.visits) and all(visit.item in released for visit in self.visits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +225,7 @@ def visit_item(visit: Visit, at: datetime) -> Item:
         custodian=f"Organization/{visit.site}",
         start=visit.start,
         end=visit.end or max(at, visit.start),
-        labels=visit.labels,
+        labels=labelled(visit.labels, visit.codes),
         codes=visit.codes,
         encounter=visit.item,
     )

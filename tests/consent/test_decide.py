@@ -16,6 +16,7 @@ from services.notify.consent import Request
 from tests.consent.table import cases
 
 Json = dict[str, Any]
+ODD: list[Any] = [0, [], {}, "x", [[]], [{"coding": 1}], {"coding": [1]}, [None], True]
 SECRET = "TEST-SECRET-4711"
 
 
@@ -267,12 +268,12 @@ def test_a_consent_never_makes_the_document_unusable() -> None:
             "provision",
             "contained",
         )
-        for value in (0, [], {}, "x", [[]], [{"coding": 1}], {"coding": [1]}, [None], True)
+        for value in ODD
     ]
     odd += [
         legal | {"provision": {"type": "permit", element: value}}
         for element in (*reading.RULE_ELEMENTS, "_type", "surprise")
-        for value in (0, [], {}, "x", [[]], [{"coding": 1}], [{"coding": [1]}], [None], True)
+        for value in [*ODD, [{"coding": [1]}]]
     ]
     odd.append(legal | {"meta": {"versionId": "9" * 5000}})
     deep: Json = {"type": "permit"}

@@ -3,6 +3,9 @@
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import pytest
+
+from services.notify.consent import ACT_CODE, Code
 from services.notify.recount import (
     Clause,
     Kind,
@@ -14,6 +17,7 @@ from services.notify.recount import (
     is_met,
     items,
     see,
+    visit_item,
 )
 
 NOW = datetime(2026, 3, 2, 19, tzinfo=UTC)
@@ -160,3 +164,52 @@ def test_all_of_the_clauses_may_be_needed() -> None:
     needs_both = replace(standing(*FOUR, ed_visit(5, 2)), every=True)
     seen = see(needs_both, ALL - {item(5)}, NOW)
     assert seen.state is State.WATCH
+
+
+def test_a_unit_without_encounters_is_visible_to_nobody() -> None:
+    """CS-40: of nothing, "every encounter" would be true."""
+    empty = Unit(Kind.ED, NOW - DAY, None, ("hospital-a",), (), counted=True)
+    assert not empty.visible_to(frozenset())
+    view = see(standing(*(ed_visit(n, n + 1) for n in range(3)), empty), frozenset(), NOW)
+    assert view.units == ()
+    assert view.state is State.BELOW
+
+
+@pytest.mark.parametrize(
+    ("code", "brought"),
+    [
+        ("F10.2", {"SUD"}),
+        ("F19", {"SUD"}),
+        ("F20", {"MH", "PSY"}),
+        ("f32.1", {"MH", "PSY"}),
+        ("F99", {"MH", "PSY"}),
+        ("F09", set()),
+        ("B19.9", set()),
+        ("B20.0", {"HIV"}),
+        ("B24", {"HIV"}),
+        ("B25", set()),
+        ("Z21", {"HIV"}),
+        ("Z22.1", set()),
+        ("T74.1", {"SDV"}),
+        ("Y04", set()),
+        ("Y05", {"SDV"}),
+        ("Y07.0", {"SDV"}),
+        ("Y08", set()),
+        ("J44.1", set()),
+    ],
+)
+def test_a_diagnosis_brings_its_label_again_at_use(code: str, brought: set[str]) -> None:
+    """CS-59: what the sender did not label is sensitive all the same."""
+    icd = frozenset({Code("http://hl7.org/fhir/sid/icd-10-ca", code)})
+    local = frozenset({Code("https://example.ca/codes", code)})
+    own = Code(ACT_CODE, "SEX")
+
+    def used(labels: frozenset[Code] | None, codes: frozenset[Code] | None) -> object:
+        visit = Visit(key(1), "hospital-a", NOW, labels=labels, codes=codes)
+        return visit_item(visit, NOW).labels
+
+    assert used(frozenset(), icd) == {Code(ACT_CODE, label) for label in brought}
+    assert used(frozenset({own}), icd) == {own} | {Code(ACT_CODE, label) for label in brought}
+    assert used(frozenset(), local) == frozenset()
+    assert used(frozenset(), None) == frozenset()
+    assert used(None, icd) is None
