@@ -17,8 +17,12 @@ import pytest
 from playwright.async_api import Browser, expect
 from sqlalchemy import text
 
-from services.notify.card import Status, What
+from schemas.flag_changed_v1 import Cause, Note, Notice
+from schemas.site_heard_v1 import SiteHeard
+from services.notify import flow, store
+from services.notify.card import Ask, Status, What
 from services.notify.web.desk import NotifyDesk
+from services.plumbing.audit import Trail
 from services.plumbing.db import Database
 from services.simulator.flow import REGION_FILE
 from tests.services import notify_builders as build
@@ -107,8 +111,6 @@ async def test_a_nurse_sees_her_patient_and_why_and_no_other_clinic_does(world: 
 
 
 async def test_what_did_not_count_is_shown_with_its_reason(world: World) -> None:
-    from schemas.flag_changed_v1 import Note
-
     planned = build.ed_visit(60, counted=False, reason=Note(code="PLANNED", rule="CR-07"))
     await world.flagged(visits=[*build.four_visits(), planned])
     card = await world.notify.card()
@@ -280,6 +282,51 @@ async def test_the_register_is_on_record_too_and_finds_one_patient(world: World)
     assert {row.patient for row in queries if row.agent == "privacy"} == {patient, other}
 
 
+async def test_a_card_taken_back_says_why_for_a_week(world: World) -> None:
+    """NW-11, CA-31: news for the digest, nothing to do any more."""
+    patient = await world.flagged()
+    card = await world.notify.card()
+    gone = build.flag(
+        patient, 2, build.four_visits()[:2], cause=Cause.VOID, notice=Notice.QUIET, retracts=1
+    )
+    await world.notify.hear(gone)
+    async with world.home.signed_in("nurse-a") as browser:
+        listed = await browser.get("/my-list")
+        assert "1 changement au résumé" in listed.text
+        assert "Visite annulée" in listed.text
+        assert "0 maintenant · 0 aujourd&#39;hui" in listed.text
+        page = await browser.get(f"/cards/{card.id}")
+        assert "Visite annulée" in page.text
+        assert 'id="take-' not in listed.text + page.text
+        world.notify.now = NOW + 8 * DAY
+        assert "Visite annulée" not in (await browser.get("/my-list")).text
+
+
+async def test_filters_and_counts_are_of_what_this_nurse_may_see(world: World) -> None:
+    for _ in range(3):
+        await world.flagged()
+    first, second, _ = await world.notify.cards()
+    async with world.home.signed_in("nurse-d") as d:
+        await take(d, first.id)
+        mine = await d.get("/my-list?show=mine")
+        assert len(rows(mine)) == 1
+        assert [int(n) for n in re.findall(r'class="p-num">\((\d+)\)', mine.text)] == [3, 1, 0]
+        async with world.notify.db.work() as tx:
+            act = flow.Act(
+                clinic="clinic-a",
+                card=second.id,
+                ask=Ask(status=Status.ON_HOLD, snooze_until=NOW + DAY),
+                by="nurse-a",
+                person="nurse-a",
+            )
+            async with store.acting(tx, "clinic-a"):
+                trail = Trail(NOW, "nurse-a", "person", tenant="clinic-a")
+                await flow.acknowledge(act, world.notify.turn(tx), trail)
+        listed = await d.get("/my-list?sort=owner")
+    assert "2 aujourd&#39;hui · 1 en veille" in listed.text
+    assert len(rows(listed)) == 2
+
+
 async def test_a_departure_counts_the_days_and_then_says_late(world: World) -> None:
     """R8: day n of 7 since departure."""
     patient, key = uuid4(), uuid4()
@@ -295,9 +342,6 @@ async def test_a_departure_counts_the_days_and_then_says_late(world: World) -> N
 
 
 async def test_a_hospital_that_is_silent_too_long_is_said_in_red(world: World) -> None:
-    from schemas.site_heard_v1 import SiteHeard
-    from services.notify import flow
-
     async with world.notify.db.work() as tx:
         heard = [
             SiteHeard(site="hospital-a", last_event=NOW, heard=NOW),
