@@ -179,5 +179,17 @@ def consent_decide(
     raise typer.Exit(operations.consent_decide(lines=lines))
 
 
+@app.command()
+def rebuild(
+    service: Annotated[str, typer.Argument(help="screening or notify.")],
+) -> None:
+    """Have a service read again all that the log still holds.
+
+    Safe at any time: it ignores what it knows. Uses PASSERELLE_DATABASE_URL of that service.
+    """
+    for line in run(lambda: operations.rebuild(service)):
+        typer.echo(line)
+
+
 if __name__ == "__main__":
     sys.exit(app())

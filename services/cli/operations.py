@@ -13,7 +13,7 @@ from services.plumbing import kafka, settings
 from services.plumbing import migrate as migrations
 from services.plumbing.clock import Clock
 from services.plumbing.db import Database
-from services.plumbing.eventlog import ask_replay, dead_letters, discard
+from services.plumbing.eventlog import ask_replay, dead_letters, discard, reread
 from services.plumbing.settings import Settings, SettingsError
 
 
@@ -83,6 +83,17 @@ async def replay(
         f" {letter.attempts} tries: {letter.reason}"
         for letter in waiting
     ] or ["Nothing waits."]
+
+
+async def rebuild(service: str) -> list[str]:
+    """Have a service read the log again from its beginning."""
+    if service not in ("screening", "notify"):
+        raise SettingsError(f"{service}: screening or notify reads the log")
+    async with _database(service) as db:
+        sources = await reread(db)
+    if not sources:
+        return [f"{service} has read nothing yet."]
+    return [f"{service} reads again all that the log holds of {', '.join(sources)}."]
 
 
 def simulate(

@@ -112,6 +112,9 @@ class Place:
     position: int
 
 
+BEGINNING = Place("", -1)
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One position of the log. `envelope` is None where the event is of no interest here."""
@@ -149,13 +152,14 @@ class Carrier(Protocol):
 
 _START = text(
     "insert into place (reader, source, partition, xid, position, moved)"
-    " values (:reader, :source, :partition, '', :first, now()) on conflict do nothing"
+    " values (:reader, :source, :partition, :xid, :position, now()) on conflict do nothing"
 )
-_PLACES = text("select source, partition, xid, position from place where reader = :reader")
 _PLACE = text(
     "select xid, position from place"
     " where reader = :reader and source = :source and partition = :partition"
 )
+_COUNT_PLACES = text("select count(*) from place where reader = :reader")
+_FORGET = text("delete from place where reader = :reader returning source")
 _MOVE = text(
     "update place set xid = :xid, position = :position, moved = now()"
     " where reader = :reader and source = :source and partition = :partition"
@@ -220,32 +224,32 @@ class Reader(Generic[T]):
     async def run(self, stop: asyncio.Event) -> None:
         """Read until `stop` is set; what is in hand is finished. LogError: cannot go on."""
         wait = 0.1
+        started = behind = False
         try:
             while not stop.is_set():
                 try:
-                    await self._carrier.start(self)
-                    break
-                except Exception as error:
-                    if not is_passing(error):
-                        raise
-                    wait = await self._pause(stop, wait, error)
-            while not stop.is_set():
-                try:
+                    if not started:
+                        await self._carrier.start(self)
+                        started = True
+                    if behind:
+                        await self._carrier.rewind()
+                        behind = False
                     await self.replay_asked()
                     records = await self._carrier.fetch()
                     if records:
                         await self.take(records)
                         telemetry.gauge("log_lag_seconds", self.name).set(self._lag(records))
+                    else:
+                        await self._mind_places()
                     wait = 0.1
                 except LostPlaceError:
                     log.info("place_lost", reader=self.name)
-                    await self._carrier.rewind()
+                    behind = True
                 except Exception as error:
                     if not is_passing(error):
                         raise
+                    behind = started
                     wait = await self._pause(stop, wait, error)
-                    with contextlib.suppress(*_PASSING_ON_REWIND):
-                        await self._carrier.rewind()
         finally:
             await self._carrier.close()
 
@@ -263,24 +267,25 @@ class Reader(Generic[T]):
             return 0.0
         return max((self._clock.now() - newest.time).total_seconds(), 0.0)
 
-    async def load_places(self) -> None:
-        """Read the stored places anew."""
-        async with self.db.work() as tx:
-            rows = await tx.execute(_PLACES, {"reader": self.name})
-            self.places = {
-                (row.source, row.partition): Place(row.xid, row.position) for row in rows
-            }
-
-    async def begin_at(self, source: str, partition: int, first: int = -1) -> Place:
+    async def begin_at(self, source: str, partition: int, first: Place | None = None) -> Place:
         """The stored place of a partition. If there is none, the one after which it begins
         (`first`) is stored, so that what is cut off from now on is missed, not skipped.
         """
         key = {"reader": self.name, "source": source, "partition": partition}
+        first = first or BEGINNING
         async with self.db.work() as tx:
-            await tx.execute(_START, key | {"first": first})
+            await tx.execute(_START, key | {"xid": first.xid, "position": first.position})
             row = (await tx.execute(_PLACE, key)).one()
         self.places[source, partition] = Place(row.xid, row.position)
         return self.places[source, partition]
+
+    async def _mind_places(self) -> None:
+        """LostPlaceError: places were forgotten (`reread`), and no event came to show it."""
+        async with self.db.work() as tx:
+            kept = await tx.scalar(_COUNT_PLACES, {"reader": self.name})
+        if kept < len(self.places):
+            self.places.clear()
+            raise LostPlaceError
 
     async def take(self, records: Sequence[Record]) -> None:
         """Effects of `records` and their places, committed; or split, or buried."""
@@ -395,9 +400,6 @@ class Reader(Generic[T]):
         return len(rows)
 
 
-_PASSING_ON_REWIND: tuple[type[BaseException], ...] = (Exception,)
-
-
 def _decode(event: type[E], envelope: Envelope) -> E:
     return event.model_validate_json(envelope.data)
 
@@ -458,6 +460,16 @@ async def ask_replay(db: Database, ids: Iterable[UUID] | None, by: str) -> int:
         return len((await tx.execute(_ASK_REPLAY, params)).all())
 
 
+async def reread(db: Database) -> list[str]:
+    """Forget how far this service has read, so that it reads again all that the log still holds.
+
+    A running reader goes back at once. The sources whose place was forgotten.
+    """
+    async with db.work() as tx:
+        forgotten = await tx.execute(_FORGET, {"reader": db.service})
+        return sorted({row.source for row in forgotten})
+
+
 async def discard(db: Database, ids: Iterable[UUID], by: str, now: datetime) -> int:
     """Set dead letters aside for good; they stay on record."""
     async with db.work() as tx:
@@ -482,7 +494,6 @@ class PostgresCarrier:
     async def start(self, reader: Reader[Any]) -> None:
         self._reader = reader
         for source in reader.sources:
-            await reader.begin_at(source, 0)
             self._fetch[source] = text(
                 "select o.xid::text as xid, o.position,"  # noqa: S608 - names of our own schemas
                 " o.id, o.type, o.subject, o.time, o.traceparent,"
@@ -492,12 +503,17 @@ class PostgresCarrier:
                 "   and o.xid < pg_snapshot_xmin(pg_current_snapshot())"
                 " order by o.xid, o.position limit :most"
             ).bindparams(bindparam("types", type_=ARRAY(Text)))
-            await self._check_place(source)
+        await self.rewind()
         await self._listen()
 
-    async def _check_place(self, source: str) -> None:
+    async def _begin(self, source: str) -> None:
+        """Go to the stored place. LogError: the log does not reach there, or no longer."""
         assert self._reader is not None
-        at = self._reader.places[source, 0]
+        trimmed = text(f"select xid, position from {source}.outbox_trimmed")  # noqa: S608
+        async with self._db.work() as tx:
+            cut = (await tx.execute(trimmed)).first()
+        first = BEGINNING if cut is None else Place(str(cut.xid), cut.position)
+        at = await self._reader.begin_at(source, 0, first)
         async with self._db.work() as tx:
             found = (
                 await tx.execute(
@@ -519,7 +535,8 @@ class PostgresCarrier:
         if found.cut:
             raise LogError(
                 f"{source}'s log was trimmed beyond the place of {self._reader.name}: events are"
-                f" missing. Run `passerelle rebuild {self._reader.name}`."
+                f" missing. Nothing is read until `passerelle rebuild {self._reader.name}` has"
+                " been run."
             )
 
     async def _listen(self) -> None:
@@ -587,7 +604,8 @@ class PostgresCarrier:
 
     async def rewind(self) -> None:
         assert self._reader is not None
-        await self._reader.load_places()
+        for source in self._reader.sources:
+            await self._begin(source)
 
     async def taken(self, records: Sequence[Record]) -> None:
         """Nothing to do: the place is all there is."""

@@ -524,7 +524,8 @@ class KafkaCarrier:
         begins = await consumer.beginning_offsets(fresh)
         ends = await consumer.end_offsets(fresh)
         for one in fresh:
-            at = await self._reader.begin_at(one.topic, one.partition, begins[one] - 1)
+            first = Place("", begins[one] - 1)
+            at = await self._reader.begin_at(one.topic, one.partition, first)
             name = self._reader.name
             remedy = f"Nothing is read until `passerelle rebuild {name}` has been run."
             if at.position >= ends[one]:

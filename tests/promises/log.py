@@ -195,6 +195,11 @@ class Log:
 
     # What differs
 
+    @property
+    def source(self) -> str:
+        """What a place calls the log."""
+        return "ingest"
+
     def carrier(self) -> Carrier:
         return PostgresCarrier(self.service)
 
@@ -330,6 +335,10 @@ class KafkaLog(Log):
 
     def carrier(self) -> Carrier:
         return KafkaCarrier(self.link)
+
+    @property
+    def source(self) -> str:
+        return self.topic
 
     def rogue(self) -> Carrier:
         return KafkaCarrier(RogueLink(self.link.bootstrap, self.link.prefix))

@@ -238,6 +238,29 @@ class LogPromises:
             with pytest.raises(LogError, match=r"Nothing is read until `passerelle rebuild"):
                 await asyncio.wait_for(reading.task, PATIENCE)
 
+    async def test_a_reader_that_is_told_to_reads_all_of_the_log_again(self, log: Log) -> None:
+        await log.state(stated(1), stated(2))
+        hearer = Hearer(ignores_what_it_knows=True)
+        async with log.at_work(hearer) as reading:
+            await reading.took(2)
+            assert await eventlog.reread(log.service) == [log.source]
+            await reading.took(4)
+            await eventlog.reread(log.service)
+            await log.state(stated(3))
+            await reading.took(7)
+        assert await log.heard() == [1, 2, 3]
+        assert [n for batch in hearer.asked for n in batch] == [1, 2, 1, 2, 1, 2, 3]
+
+    async def test_reading_again_mends_a_place_beyond_the_end_of_the_log(self, log: Log) -> None:
+        await log.state(stated(1))
+        async with log.at_work(Hearer()) as reading:
+            await reading.took(1)
+        await log.move_place(1_000_000)
+        await eventlog.reread(log.service)
+        async with log.at_work(Hearer(ignores_what_it_knows=True)) as reading:
+            await reading.took(1)
+        assert await log.heard() == [1]
+
     async def test_a_reader_ends_at_once_when_told(self, log: Log) -> None:
         async with log.at_work(Hearer()) as reading:
             await reading.observed.looked(1)
@@ -249,6 +272,29 @@ class TestPostgresCarrier(LogPromises):
     @pytest.fixture
     def log(self, postgres_log: Log) -> Log:
         return postgres_log
+
+    async def test_a_log_cut_off_behind_a_place_stops_the_reader_and_reading_again_mends_it(
+        self, log: Log
+    ) -> None:
+        await log.state_each([stated(1), stated(2), stated(3)])
+        await log.owner.execute(
+            "insert into ingest.outbox_trimmed (xid, position)"
+            " select xid, position from ingest.outbox order by xid, position offset 1 limit 1"
+        )
+        await log.owner.execute(
+            "delete from ingest.outbox o using ingest.outbox_trimmed t"
+            " where (o.xid, o.position) <= (t.xid, t.position)"
+        )
+        await log.owner.execute(
+            "insert into screening.place values ('screening', 'ingest', 0, '3', 1, now())"
+        )
+        async with log.at_work(Hearer()) as reading:
+            with pytest.raises(LogError, match=r"events are missing\. Nothing is read until"):
+                await asyncio.wait_for(reading.task, PATIENCE)
+        await eventlog.reread(log.service)
+        async with log.at_work(Hearer()) as reading:
+            await reading.took(1)
+        assert await log.heard() == [3]
 
 
 @pytest.mark.kafka

@@ -44,7 +44,7 @@ create table place (
   moved timestamptz not null,
   primary key (reader, source, partition)
 );
-grant select, insert, update on place to passerelle_{service}_worker;
+grant select, insert, update, delete on place to passerelle_{service}_worker;
 
 -- Events that could not be taken in, with the reason; a person replays or discards them.
 create table dead_letter (
