@@ -59,6 +59,9 @@ share ingest/passerelle_date_keys notify/passerelle_date_keys
 share ingest/passerelle_date_keys screening/passerelle_date_keys
 keep screening/passerelle_cursor_key "$(random 32)"
 keep notify/passerelle_cursor_key "$(random 32)"
+keep ingest/passerelle_checkpoint_key "$(random 32)"
+share ingest/passerelle_checkpoint_key screening/passerelle_checkpoint_key
+share ingest/passerelle_checkpoint_key notify/passerelle_checkpoint_key
 
 # Containers run as another user: they are given one folder each, readable, and not its parent.
 chmod 700 .
