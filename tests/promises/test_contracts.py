@@ -18,6 +18,9 @@ from pydantic import AwareDatetime, Field
 from schemas import generate
 from schemas.compatibility import incompatible
 from schemas.envelope import Envelope, Event, Part
+from services.notify.__main__ import READS as NOTIFY
+from services.plumbing.eventlog import Read
+from services.screening.__main__ import READS as SCREENING
 
 EVENTS = {event.type: event for event in generate.events()}
 EXAMPLES = sorted(generate.EXAMPLES.glob("*.json"))
@@ -378,3 +381,14 @@ def references(node: Any) -> Iterator[str]:
     if isinstance(node, list):
         for value in node:
             yield from references(value)
+
+
+# The wiring
+
+
+@pytest.mark.parametrize(("service", "reads"), [("screening", SCREENING), ("notify", NOTIFY)])
+def test_a_service_reads_what_its_contracts_say_and_nothing_else(
+    service: str, reads: list[Read[Any]]
+) -> None:
+    promised = {e for e in EVENTS.values() if e.published and service in generate.readers(e)}
+    assert {read.event for read in reads} == promised
