@@ -1,311 +1,192 @@
 """CP1 to CP8 (CS-37): what may never happen, whatever the Consents say."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from services.notify.consent import (
-    ACT_CODE,
-    ACT_REASON,
-    CONFIDENTIALITY,
-    CONSENT_ACTION,
-    PARTICIPATION,
-    RESOURCE_TYPES,
-    Actor,
     Base,
-    Code,
-    Datum,
     Decision,
     Default,
-    Directive,
-    Directory,
-    Effect,
-    Item,
+    Found,
     Outcome,
-    Period,
     Permit,
-    Policy,
-    Profile,
+    Reason,
     Reference,
-    Request,
-    Rule,
     decide,
     decide_again_at,
+    is_computable,
 )
+from tests.consent.worlds import NOW, WORLDS, World
 
 EXAMPLES = settings(deadline=None)
 """How many is said by the hypothesis profile: 2,000 in CI, 50,000 nightly (CS-37)."""
 
-NOW = datetime(2026, 3, 2, tzinfo=UTC)
-PATIENT = Reference("Patient/TEST-p1")
-DIRECTORY = Directory(
-    part_of={"Organization/north": "Organization/network"},
-    affiliation={
-        "Practitioner/n1": frozenset({"Organization/north"}),
-        "Practitioner/n2": frozenset({"Organization/north"}),
-    },
-    groups={"Practitioner/n1": frozenset({"Group/g1"})},
-)
-REFERENCES = st.sampled_from(
-    [
-        Reference("Organization/north"),
-        Reference("Organization/network"),
-        Reference("Organization/south"),
-        Reference("Practitioner/n1"),
-        Reference("Practitioner/n2"),
-        Reference("Group/g1"),
-        Reference("Group/nobody-knows"),
-        Reference(None),
-    ]
-)
-LABELS = st.sampled_from(
-    [
-        Code(ACT_CODE, "SUD"),
-        Code(ACT_CODE, "SPI"),
-        Code(ACT_CODE, "HIV"),
-        Code(CONFIDENTIALITY, "R"),
-        Code(CONFIDENTIALITY, "V"),
-        Code("https://example.ca/local", "x"),
-    ]
-)
-CODES = st.sampled_from([Code("icd", "F32"), Code("icd", "J44"), Code("local", "1")])
-INSTANTS = st.integers(-40, 40).map(lambda days: NOW + timedelta(days=days))
-PERIODS = st.builds(Period, st.none() | INSTANTS, st.none() | INSTANTS)
-
-
-def several(of: st.SearchStrategy[Code]) -> st.SearchStrategy[tuple[Code, ...]]:
-    return st.just(()) | st.just(()) | st.lists(of, min_size=1, max_size=2).map(tuple)
-
-
-def rules(effects: st.SearchStrategy[Effect], children: bool = True) -> st.SearchStrategy[Rule]:
-    def layer(below: st.SearchStrategy[tuple[Rule, ...]]) -> st.SearchStrategy[Rule]:
-        return st.builds(
-            Rule,
-            effect=effects,
-            period=st.none() | PERIODS,
-            actors=st.just(())
-            | st.lists(
-                st.builds(
-                    Actor,
-                    st.sampled_from(["IRCP", "IRCP", "PRCP", "CST", "AUT", "WIT"]).map(
-                        lambda c: Code(PARTICIPATION, c)
-                    ),
-                    REFERENCES,
-                ),
-                max_size=2,
-            ).map(tuple),
-            actions=several(
-                st.sampled_from([Code(CONSENT_ACTION, "access"), Code(CONSENT_ACTION, "use")])
-            ),
-            purposes=several(
-                st.sampled_from(
-                    [Code(ACT_REASON, "TREAT"), Code(ACT_REASON, "HRESCH"), Code(None, None)]
-                )
-            ),
-            labels=several(LABELS),
-            classes=several(
-                st.sampled_from(
-                    [Code(RESOURCE_TYPES, "Encounter"), Code(RESOURCE_TYPES, "Condition")]
-                )
-            ),
-            codes=several(CODES),
-            data_period=st.none() | st.none() | PERIODS,
-            data=st.just(())
-            | st.just(())
-            | st.lists(
-                st.builds(
-                    Datum,
-                    st.sampled_from(["instance", "authoredby", "related"]),
-                    st.sampled_from([Reference("Encounter/v0"), Reference("Organization/north")]),
-                ),
-                max_size=1,
-            ).map(tuple),
-            children=below,
-        )
-
-    leaf = layer(st.just(()))
-    if not children:
-        return leaf
-    middle = layer(st.lists(leaf, max_size=2).map(tuple))
-    return layer(st.lists(middle, max_size=2).map(tuple))
-
-
-ANY_EFFECT = st.sampled_from(list(Effect))
-
-
-def directives(
-    roots: st.SearchStrategy[Rule | None], bases: st.SearchStrategy[Base | None]
-) -> st.SearchStrategy[Directive]:
-    return st.builds(
-        Directive,
-        id=st.sampled_from("abcdef"),
-        version=st.sampled_from([1, 1, 1, 2]),
-        active=st.sampled_from([True, True, True, False]),
-        privacy=st.just(True),
-        patient=st.just(PATIENT),
-        dated=st.none() | INSTANTS,
-        base=bases,
-        root=roots,
-        by_relatives_alone=st.sampled_from([False, False, True]),
-        computable=st.sampled_from([True, True, True, True, True, False]),
-    )
-
-
-ANY_BASE = st.none() | st.sampled_from(list(Base))
-ANYTHING = directives(st.none() | rules(ANY_EFFECT), ANY_BASE)
-DENYING = directives(rules(st.just(Effect.DENY)), st.none() | st.just(Base.OPTOUT))
-PERMITTING = directives(rules(st.just(Effect.PERMIT), children=False), st.none())
-FILES = st.lists(ANYTHING, max_size=4, unique_by=lambda d: (d.id, d.version))
-
-
-@st.composite
-def items(draw: st.DrawFn) -> tuple[Item, ...]:
-    count = draw(st.integers(1, 3))
-    return tuple(
-        Item(
-            id=f"v{n}",
-            kind=draw(st.sampled_from(["Encounter", "Condition"])),
-            custodian=draw(st.none() | st.just("Organization/north")),
-            author=draw(st.none() | st.just("Organization/north")),
-            start=draw(st.none() | INSTANTS),
-            labels=draw(st.none() | st.frozensets(LABELS, max_size=2)),
-            codes=draw(st.none() | st.frozensets(CODES, max_size=2)),
-        )
-        for n in range(count)
-    )
-
-
-REQUESTS = st.builds(
-    Request,
-    at=st.just(NOW),
-    patient=st.just("Patient/TEST-p1"),
-    recipient=st.just("Organization/north"),
-    readers=st.sampled_from([(), ("Practitioner/n1",), ("Practitioner/n1", "Practitioner/n2")]),
-    items=items(),
-    circle=st.booleans(),
-    birth_date=st.none() | st.just(datetime(2020, 1, 1, tzinfo=UTC).date()),
-    directory=st.just(DIRECTORY),
-)
-DEFAULTS = st.sampled_from(list(Default)).map(lambda d: Policy(d, Profile.QC))
-OPT_IN = Policy(Default.OPT_IN, Profile.QC)
-IMPLIED = Policy(Default.IMPLIED, Profile.QC)
+FINAL = {
+    Reason.RESTRICTED,
+    Reason.NOT_COVERED,
+    Reason.NO_CONSENT,
+    Reason.PERFORMER_NOT_ENTITLED,
+}
+GRANTS = {Reason.PERMITTED, Reason.IMPLIED}
 
 
 def released(decision: Decision) -> frozenset[str]:
     return frozenset(f.item for f in decision.findings if f.outcome is Outcome.RELEASE)
 
 
-def fresh(directive: Directive) -> Directive:
-    """Under an id of its own, so that it replaces no other version."""
-    return replace(directive, id="further", version=1)
+@EXAMPLES
+@given(WORLDS)
+def test_cp1_the_order_of_consents_is_irrelevant(world: World) -> None:
+    shuffled = list(world.on_file)
+    world.chance.shuffle(shuffled)
+    turned = replace(world.asked, readers=world.asked.readers[::-1], items=world.asked.items[::-1])
+    decided = decide(world.on_file, world.asked, world.policy)
+    again = decide(shuffled, turned, world.policy)
+    assert replace(again, readers=world.asked.readers) == decided
 
 
 @EXAMPLES
-@given(FILES, REQUESTS, DEFAULTS, st.randoms())
-def test_cp1_the_order_of_consents_is_irrelevant(
-    on_file: list[Directive], asked: Request, policy: Policy, chance: object
-) -> None:
-    shuffled = list(on_file)
-    chance.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert decide(on_file, asked, policy) == decide(shuffled, asked, policy)
+@given(WORLDS)
+def test_cp2_a_further_deny_enlarges_no_release(world: World) -> None:
+    before = released(decide(world.on_file, world.asked, world.policy))
+    after = decide([*world.on_file, world.denial], world.asked, world.policy)
+    assert released(after) <= before
 
 
 @EXAMPLES
-@given(FILES, DENYING, REQUESTS, DEFAULTS)
-def test_cp2_a_further_deny_enlarges_no_release(
-    on_file: list[Directive], further: Directive, asked: Request, policy: Policy
-) -> None:
-    before = released(decide(on_file, asked, policy))
-    assert released(decide([*on_file, fresh(further)], asked, policy)) <= before
+@given(WORLDS)
+def test_cp3_a_further_permit_shrinks_no_opt_in_release(world: World) -> None:
+    assume(is_computable(world.grant))
+    opt_in = replace(world.policy, default=Default.OPT_IN)
+    before = released(decide(world.on_file, world.asked, opt_in))
+    assert before <= released(decide([*world.on_file, world.grant], world.asked, opt_in))
 
 
 @EXAMPLES
-@given(FILES, PERMITTING, REQUESTS)
-def test_cp3_a_further_permit_shrinks_no_opt_in_release(
-    on_file: list[Directive], further: Directive, asked: Request
-) -> None:
-    assume(further.computable)
-    before = released(decide(on_file, asked, OPT_IN))
-    assert before <= released(decide([*on_file, fresh(further)], asked, OPT_IN))
+@given(WORLDS)
+def test_cp4_opt_in_releases_no_more_than_implied(world: World) -> None:
+    opt_in = replace(world.policy, default=Default.OPT_IN)
+    implied = replace(world.policy, default=Default.IMPLIED)
+    most = released(decide(world.on_file, world.asked, implied))
+    assert released(decide(world.on_file, world.asked, opt_in)) <= most
 
 
 @EXAMPLES
-@given(FILES, REQUESTS)
-def test_cp4_opt_in_releases_no_more_than_implied(on_file: list[Directive], asked: Request) -> None:
-    assert released(decide(on_file, asked, OPT_IN)) <= released(decide(on_file, asked, IMPLIED))
+@given(WORLDS)
+def test_cp5_other_patients_consents_change_nothing(world: World) -> None:
+    others = replace(world.further, patient=Reference("Patient/TEST-p2"))
+    decided = decide(world.on_file, world.asked, world.policy)
+    assert decide([*world.on_file, others], world.asked, world.policy) == decided
 
 
 @EXAMPLES
-@given(FILES, ANYTHING, REQUESTS, DEFAULTS)
-def test_cp5_other_patients_consents_change_nothing(
-    on_file: list[Directive], other: Directive, asked: Request, policy: Policy
-) -> None:
-    others = replace(fresh(other), patient=Reference("Patient/TEST-p2"))
-    assert decide([*on_file, others], asked, policy) == decide(on_file, asked, policy)
+@given(WORLDS)
+def test_cp6_a_further_reader_or_forgetting_who_reads_enlarges_nothing(world: World) -> None:
+    known = world.asked.readers or (world.reader,)
+    before = released(decide(world.on_file, replace(world.asked, readers=known), world.policy))
+    more = replace(world.asked, readers=(*known, world.reader))
+    nobody_knows = replace(world.asked, readers=())
+    assert released(decide(world.on_file, more, world.policy)) <= before
+    assert released(decide(world.on_file, nobody_knows, world.policy)) <= before
+
+
+FORGOTTEN = st.sets(
+    st.sampled_from(["labels", "codes", "author", "start", "custodian"]), min_size=1
+)
 
 
 @EXAMPLES
-@given(FILES, REQUESTS, DEFAULTS)
-def test_cp6_a_further_reader_or_forgetting_who_reads_enlarges_nothing(
-    on_file: list[Directive], asked: Request, policy: Policy
-) -> None:
-    alone = released(decide(on_file, replace(asked, readers=("Practitioner/n1",)), policy))
-    both = replace(asked, readers=("Practitioner/n1", "Practitioner/n2"))
-    nobody_knows = replace(asked, readers=())
-    assert released(decide(on_file, both, policy)) <= alone
-    assert released(decide(on_file, nobody_knows, policy)) <= alone
-
-
-@EXAMPLES
-@given(FILES, REQUESTS, DEFAULTS, st.sampled_from(["labels", "codes", "author", "start"]))
+@given(WORLDS, FORGOTTEN)
 def test_cp7_forgetting_labels_codes_author_or_date_enlarges_nothing(
-    on_file: list[Directive], asked: Request, policy: Policy, forgotten: str
+    world: World, forgotten: set[str]
 ) -> None:
-    blank: dict[str, None] = {forgotten: None}
-    less = replace(asked, items=tuple(replace(i, **blank) for i in asked.items))  # type: ignore[arg-type]
-    before = released(decide(on_file, asked, policy))
-    assert released(decide(on_file, less, policy)) <= before
+    blank: dict[str, None] = dict.fromkeys(forgotten)
+    items = tuple(replace(item, **blank) for item in world.asked.items)  # type: ignore[arg-type]
+    before = released(decide(world.on_file, world.asked, world.policy))
+    after = decide(world.on_file, replace(world.asked, items=items), world.policy)
+    assert released(after) <= before
 
 
 @EXAMPLES
-@given(FILES, REQUESTS, DEFAULTS)
-def test_cp8_an_item_fares_the_same_alone_and_in_a_batch(
-    on_file: list[Directive], asked: Request, policy: Policy
-) -> None:
-    together = {f.item: f for f in decide(on_file, asked, policy).findings}
-    for item in asked.items:
-        (alone,) = decide(on_file, replace(asked, items=(item,)), policy).findings
-        assert alone == together[item.id]
+@given(WORLDS)
+def test_cp8_an_item_fares_the_same_alone_and_in_a_batch(world: World) -> None:
+    together = {f.item: f for f in decide(world.on_file, world.asked, world.policy).findings}
+    for item in world.asked.items:
+        alone = decide(world.on_file, replace(world.asked, items=(item,)), world.policy)
+        assert alone.findings == (together[item.id],)
+
+
+# --- and what follows from the value itself (CS-34, CS-35, CS-61) ------------------------------
 
 
 @EXAMPLES
-@given(FILES, REQUESTS, DEFAULTS)
-def test_a_permit_covers_released_items_only_and_a_refusal_has_a_reason(
-    on_file: list[Directive], asked: Request, policy: Policy
+@given(WORLDS)
+def test_a_permit_covers_released_items_only_and_each_outcome_has_its_reasons(
+    world: World,
 ) -> None:
-    decision = decide(on_file, asked, policy)
+    decision = decide(world.on_file, world.asked, world.policy)
+    assert Reason.DECISION_ERROR not in frozenset().union(*(f.reasons for f in decision.findings))
+    assert isinstance(decision, Permit) is bool(released(decision))
+    for finding in decision.findings:
+        assert finding.reasons
+        match finding.outcome:
+            case Outcome.RELEASE:
+                assert finding.reasons <= GRANTS
+                assert finding.explicit is (finding.reasons == {Reason.PERMITTED})
+            case Outcome.HOLD:
+                assert not finding.reasons & (FINAL | GRANTS)
+                assert finding.basis
+            case Outcome.WITHHOLD:
+                assert finding.reasons <= FINAL
     if isinstance(decision, Permit):
         assert decision.released == released(decision)
-        assert decision.released
     else:
         assert decision.reasons
+    if decision.found is Found.DENY:
         assert not released(decision)
 
 
 @EXAMPLES
-@given(FILES, REQUESTS, DEFAULTS, st.integers(0, 90))
-def test_nothing_changes_before_the_instant_that_is_told(
-    on_file: list[Directive], asked: Request, policy: Policy, days: int
-) -> None:
+@given(WORLDS)
+def test_what_cannot_be_computed_releases_nothing_and_is_never_a_plain_no(world: World) -> None:
+    """CS-13: it denies everything; alone it is a Hold."""
+    unreadable = replace(
+        world.further,
+        computable=False,
+        active=True,
+        privacy=True,
+        patient=Reference(world.asked.patient),
+    )
+    decision = decide([*world.on_file, unreadable], world.asked, world.policy)
+    assert not released(decision)
+    alone = decide([unreadable], world.asked, world.policy)
+    assert {f.outcome for f in alone.findings} == {Outcome.HOLD}
+
+
+@EXAMPLES
+@given(WORLDS)
+def test_what_is_silent_leaves_the_default(world: World) -> None:
+    """CS-22, CS-32: a Consent that is not in force yet and grants nothing is as if it were not."""
+    tomorrow = NOW + timedelta(days=1)
+    future = replace(world.grant, base=Base.OPTIN, root=None, computable=True, dated=tomorrow)
+    decided = decide(world.on_file, world.asked, world.policy)
+    after = decide([*world.on_file, future], world.asked, world.policy)
+    assert after.findings == decided.findings
+
+
+@EXAMPLES
+@given(WORLDS, st.integers(0, 90))
+def test_nothing_changes_before_the_instant_that_is_told(world: World, days: int) -> None:
     """CS-51: between now and `decide_again_at`, time alone changes nothing."""
-    until = decide_again_at(on_file, asked, policy)
+    until = decide_again_at(world.on_file, world.asked, world.policy)
     later = NOW + timedelta(days=days)
     assume(until is None or later < until)
 
-    def outcomes(at: datetime) -> Sequence[Outcome]:
-        return [f.outcome for f in decide(on_file, replace(asked, at=at), policy).findings]
+    def outcomes(at: datetime) -> list[Outcome]:
+        decision = decide(world.on_file, replace(world.asked, at=at), world.policy)
+        return [f.outcome for f in decision.findings]
 
     assert outcomes(later) == outcomes(NOW)
