@@ -6,6 +6,7 @@ it belongs to is said by the region file alone, so that no token reaches past it
 """
 
 import asyncio
+import hashlib
 import json
 import re
 from base64 import urlsafe_b64decode
@@ -249,6 +250,10 @@ def check_claims(
 # What an authority publishes
 
 
+MOST_VERIFIED = 1024
+"""Tokens whose signature is remembered to hold."""
+
+
 class AuthorityAwayError(Exception):
     """The authority did not answer, or not with what it must publish."""
 
@@ -355,6 +360,8 @@ class Authority:
         self._now = now
         self._metadata = Published(f"{issuer}/.well-known/openid-configuration", http, now=now)
         self._jwks: Published | None = None
+        self._verified: dict[bytes, dict[str, Any]] = {}
+        self._verified_by: Mapping[str, Any] = {}
 
     async def metadata(self) -> Mapping[str, Any]:
         """Its discovery document. AuthorityAwayError also if it is another issuer's."""
@@ -371,15 +378,26 @@ class Authority:
         return url
 
     async def verify(self, token: str, algorithms: Collection[str]) -> dict[str, Any]:
-        """The claims of a token this issuer signed. An unknown key is asked for once more."""
+        """The claims of a token this issuer signed. An unknown key is asked for once more.
+
+        A signature that held is not computed again while the same keys are published; what the
+        claims say is for the caller to check, each time.
+        """
         url = self._jwks_url or await self.endpoint("jwks_uri")
         if self._jwks is None or self._jwks.url != url:
             self._jwks = Published(url, self.http, now=self._now)
+        published = await self._jwks.read()
+        if published is not self._verified_by or len(self._verified) >= MOST_VERIFIED:
+            self._verified, self._verified_by = {}, published
+        digest = hashlib.sha256(f"{sorted(algorithms)} {token}".encode()).digest()
+        if digest in self._verified:
+            return self._verified[digest]
         kid = read_header(token).get("kid")
-        keys = public_keys(await self._jwks.read())
+        keys = public_keys(published)
         if all(key.kid != kid for key in keys):
             keys = public_keys(await self._jwks.read(again=True))
-        return verify(token, keys, algorithms)
+        claims = self._verified[digest] = verify(token, keys, algorithms)
+        return claims
 
 
 async def smart_configuration(authority: Authority, scopes: Iterable[str]) -> dict[str, Any]:
