@@ -73,11 +73,6 @@ class Voice:
         words = WORDS.get(code)
         return None if words is None else words[self.language]
 
-    def coverage(self, view: View) -> str:
-        if self.language == "fr":
-            return f"{view.connected_sites} hôpitaux sur {view.known_sites}"
-        return f"{view.connected_sites} of {view.known_sites} hospitals"
-
 
 @dataclass(frozen=True, slots=True)
 class Whom:
@@ -244,7 +239,11 @@ def _inputs(card: Card, view: View, voice: Voice) -> list[Json]:
             valuePeriod={"start": seconds(view.after), "end": seconds(view.until)},
         ),
         _input("policy", voice, valueString=view.policy),
-        _input("coverage", voice, valueString=voice.coverage(view)),
+        _input(
+            "coverage",
+            voice,
+            valueString=f"{view.connected_sites} of {view.known_sites} hospitals",
+        ),
     ]
     if card.moment is not None and card.moment_at is not None:
         found += [
@@ -351,7 +350,10 @@ def provenance(
         "resourceType": "Provenance",
         "id": provenance_id(kind.lower(), target.id, target.version),
         "meta": meta(1, target.updated),
-        "target": [{"reference": f"{kind}/{target.id}/_history/{target.version}"}],
+        "target": [
+            {"reference": f"{kind}/{target.id}/_history/{target.version}"},
+            {"reference": f"Patient/{target.patient}"},
+        ],
         "recorded": instant(created),
         "activity": {
             "coding": [{"system": OPERATION, "code": "CREATE" if target.version == 1 else "UPDATE"}]

@@ -148,7 +148,6 @@ class Sight:
 
     def _provenance(self, target: Card | FlagRow, view: View) -> Found:
         body = fhir.provenance(target, view, SOFTWARE, self.voice, target.updated)
-        body["patient"] = {"reference": f"Patient/{target.patient}"}
         return Found(body, target.patient)
 
     # --- Communication

@@ -122,7 +122,7 @@ PARAMETERS: Final[Mapping[str, Mapping[str, Parameter]]] = {
     "Provenance": {
         **_COMMON,
         "target": Parameter("reference", _reference("target")),
-        "patient": Parameter("reference", _reference("patient")),
+        "patient": Parameter("reference", _reference("target")),
         "recorded": Parameter("date", _of("recorded")),
     },
     "Subscription": {
