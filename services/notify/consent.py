@@ -1233,6 +1233,7 @@ class _Heard:
 
 MOMENT: Final = timedelta(microseconds=1)
 _OLDEST: Final = datetime.min.replace(tzinfo=UTC)
+_LAST: Final = datetime.max.replace(tzinfo=UTC)
 _Voiced = tuple[Directive, _Voice]
 
 
@@ -1437,9 +1438,66 @@ def decide_again_at(
         for rule in directive.root.tree() if directive.root is not None else ():
             if rule.period is not None:
                 instants |= {rule.period.start} if rule.period.start is not None else set()
-                instants |= {rule.period.end + MOMENT} if rule.period.end is not None else set()
+                end = rule.period.end
+                instants |= {end + MOMENT} if end is not None and end < _LAST else set()
         if _relatives_matter(directive, asked, policy) and asked.birth_date is not None:
             day = _fourteenth_birthday(asked.birth_date)
             midnight = datetime(day.year, day.month, day.day, tzinfo=policy.zone)
             instants.add(midnight.astimezone(UTC))
     return min((i for i in instants if i > asked.at), default=None)
+
+
+# --- how much of a visit is shown (CS-44, CS-45) ----------------------------------------------
+
+
+class Level(IntEnum):
+    """Of the content of a visit; each level is an item of its own kind (CS-44)."""
+
+    FACT = 1
+    REASON = 2
+    DOCUMENT = 3
+
+
+KIND_OF_LEVEL: Final[Mapping[Level, str]] = MappingProxyType(
+    {Level.FACT: "Encounter", Level.REASON: "Condition", Level.DOCUMENT: "DocumentReference"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """How far each ground reaches; settings of the region and of the clinic (CS-45)."""
+
+    implied: Level = Level.FACT
+    explicit: Level = Level.REASON
+    agreed: Level = Level.REASON
+    """By agreement with this clinic; DOCUMENT lets an explicit permit reach that far."""
+
+    def reach(self, finding: Finding) -> Level:
+        return max(self.explicit, self.agreed) if finding.explicit else self.implied
+
+
+def is_sensitive(labels: frozenset[Code] | None) -> bool:
+    """Not assessed, or with a label that is no mere level of confidentiality."""
+    return labels is None or any(_level(code) is None for code in labels)
+
+
+def level_shown(
+    labels: frozenset[Code] | None, findings: Mapping[str, Finding], ceilings: Ceilings
+) -> Level | None:
+    """The highest level of one visit whose lower levels are all released, up to its ceiling.
+
+    `findings` are those of one visit, by kind of item. None: not even the fact is shown. A visit
+    that is sensitive stays at FACT, unless explicit permits cover its labels (CS-45).
+    """
+    shown: Level | None = None
+    for level in Level:
+        finding = findings.get(KIND_OF_LEVEL[level])
+        if finding is None or finding.outcome is not Outcome.RELEASE:
+            break
+        if level > Level.FACT:
+            if level > ceilings.reach(finding):
+                break
+            if is_sensitive(labels) and not finding.labelled:
+                break
+        shown = level
+    return shown
