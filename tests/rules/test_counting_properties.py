@@ -35,6 +35,8 @@ from tests.histories import (
 )
 from tests.oracle import Oracle
 
+MANY = settings(deadline=None, max_examples=3 * settings().max_examples)
+"""The oracle is asked more often than the rest; how often, the profile says (tests/conftest.py)."""
 POLICIES = [qc_default(), policy(VARIANT)]
 
 
@@ -93,7 +95,7 @@ def seen(standing: Standing) -> Any:
     )
 
 
-@settings(max_examples=400, deadline=None)
+@MANY
 @given(st.data(), lives(), people, st.sampled_from(POLICIES))
 def test_pt_04_the_independent_oracle_says_the_same(
     data: st.DataObject, facts: list[Fact], who: Person, rule: Policy
@@ -102,7 +104,6 @@ def test_pt_04_the_independent_oracle_says_the_same(
     assert answer(ledger(*facts, who=who), rule, now) == expected(facts, who, rule, now)
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.data(), lives(most=6), st.sampled_from(POLICIES))
 def test_pt_01_pt_02_pt_03_order_duplicates_and_old_versions_change_nothing(
     data: st.DataObject, facts: list[Fact], rule: Policy
@@ -124,7 +125,6 @@ def _of(known: History, patient: Any) -> Ledger:
     return gather([patient], in_force(known.links), known.facts, known.persons)[patient]
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.data(), lives(most=6))
 def test_pt_06_the_order_of_merges_is_irrelevant_and_unmerge_restores(
     data: st.DataObject, facts: list[Fact]
@@ -149,7 +149,6 @@ def test_pt_06_the_order_of_merges_is_irrelevant_and_unmerge_restores(
     )
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.data(), lives(most=6), st.sampled_from(POLICIES))
 def test_pt_07_void_then_restored_is_as_if_nothing_had_happened(
     data: st.DataObject, facts: list[Fact], rule: Policy
@@ -164,7 +163,6 @@ def test_pt_07_void_then_restored_is_as_if_nothing_had_happened(
     assert said(_of(history(*facts, *voided, *restored).at(later), P), rule, now) == before
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.data(), lives(most=6), st.integers(-400 * 86400, 400 * 86400))
 def test_pt_08_a_life_shifted_with_the_clock_counts_alike(
     data: st.DataObject, facts: list[Fact], seconds: int
@@ -187,7 +185,6 @@ def test_pt_08_a_life_shifted_with_the_clock_counts_alike(
     assert (here.next and here.next.at + by) == (there.next and there.next.at)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.data(), lives(), people, st.sampled_from(POLICIES))
 def test_pt_09_nothing_changes_before_next_change_and_something_does_at_it(
     data: st.DataObject, facts: list[Fact], who: Person, rule: Policy
@@ -208,7 +205,6 @@ def test_pt_09_nothing_changes_before_next_change_and_something_does_at_it(
     assert (here.next.state, here.next.held) == (there.state, there.held)
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.data(), lives(), people)
 def test_ct_45_nothing_published_changes_before_it_is_due(
     data: st.DataObject, facts: list[Fact], who: Person
@@ -226,7 +222,6 @@ def test_ct_45_nothing_published_changes_before_it_is_due(
     assert said(known, rule, moment)[0] == shown
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.data(), lives(most=6))
 def test_pt_11_what_was_known_then_is_what_a_fresh_system_would_say(
     data: st.DataObject, facts: list[Fact]
@@ -239,7 +234,6 @@ def test_pt_11_what_was_known_then_is_what_a_fresh_system_would_say(
     assert said(_of(everything, P), rule, then) == said(_of(fresh, P), rule, then)
 
 
-@settings(max_examples=300, deadline=None)
 @given(lives(most=12), st.sampled_from([qc_default(), policy("hold_days: 0")]))
 def test_pt_12_at_most_one_alert_in_any_180_days(facts: list[Fact], rule: Policy) -> None:
     known = ledger(*facts)
@@ -254,7 +248,6 @@ def test_pt_12_at_most_one_alert_in_any_180_days(facts: list[Fact], rule: Policy
     assert all(b - a >= rule.quiet_reentry for a, b in pairwise(alerts))
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.data(), lives(), people, st.sampled_from(POLICIES))
 def test_pt_13_counted_items_equal_the_counts_and_each_fact_is_in_one_item_per_kind(
     data: st.DataObject, facts: list[Fact], who: Person, rule: Policy

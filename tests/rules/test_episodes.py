@@ -63,6 +63,25 @@ def test_ct_22_a_transfer_out_of_the_earlier_side_is_as_good_as_one_into_the_lat
     assert len(groups(replace(a, transfer_in=True), b)) == 2
 
 
+def test_ct_22_a_transfer_belongs_to_the_part_of_the_encounter_at_its_side() -> None:
+    """Transferred from the bed is not transferred from the ED, nor the other way round."""
+    admitted = at("2026-06-01 12:00-04")
+    both = encounter(
+        "a",
+        admitted - 4 * HOUR,
+        admitted + 4 * HOUR,
+        classes=["EMER", ("IMP", admitted)],
+        transfer_out=True,
+        transfer_in=True,
+    )
+    next_visit = ed_visit("b", admitted + 5 * HOUR, site="site-b")
+    assert len(groups(both, next_visit)) == 3
+    before = stay("c", admitted - 40 * HOUR, admitted - 9 * HOUR, site="site-b")
+    assert len(groups(both, before)) == 3
+    next_bed = stay("d", admitted + 13 * HOUR, admitted + 40 * HOUR, site="site-b")
+    assert len(groups(both, next_bed)) == 2
+
+
 def test_ct_21_links_close_over_all_sites_whatever_the_order() -> None:
     left = at("2026-06-03 12:00-04")
     chain = [
