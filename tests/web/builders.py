@@ -136,7 +136,8 @@ def busy_list() -> MyList:
         ),
         card(3, happening=Happening.THRESHOLD),
         card(4, happening=Happening.ED_DEPARTURE, owner=None, progress=Progress.SEEN, count=5),
-        card(5, late_days=2, mine=True, progress=Progress.MINE, takeable=False),
+        card(5, late_days=12, owner="Infirmière fictive Marie-Antoinette", count=17),
+        card(8, mine=True, progress=Progress.MINE, takeable=False),
         card(6, Tier.DIGEST, Happening.WATCH, count=3),
         card(7, Tier.DIGEST, Happening.BELOW, count=3),
     )  # fmt: skip

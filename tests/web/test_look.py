@@ -42,6 +42,9 @@ async def test_a_page_fits_speaks_its_language_and_passes_axe(
         await page.screenshot(path=ARTIFACTS / f"{name}-{language}-{width}.png", full_page=True)
         assert await page.evaluate(WIDER) == [], width
         assert await page.evaluate(RUN_AXE, TAGS) == [], width
+    for width in (1024, 800, 600):
+        await page.set_viewport_size({"width": width, "height": 900})
+        assert await page.evaluate(WIDER) == [], width
     assert complaints == []
     await context.close()
 
