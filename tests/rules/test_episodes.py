@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from services.screening.episodes import Kind, care, grouped, segments
-from services.screening.ledger import Fact
+from services.screening.ledger import Disposition, Fact
 from tests.histories import SECOND, at, ed_visit, encounter, key, on, policy, qc_default, stay
 
 HOUR = timedelta(hours=1)
@@ -61,6 +61,8 @@ def test_ct_22_a_transfer_out_of_the_earlier_side_is_as_good_as_one_into_the_lat
     assert len(groups(replace(a, transfer_out=True), b)) == 1
     assert len(groups(a, replace(b, transfer_out=True))) == 2
     assert len(groups(replace(a, transfer_in=True), b)) == 2
+    assert len(groups(replace(a, disposition=Disposition.TRANSFERRED), b)) == 1
+    assert len(groups(replace(a, disposition=Disposition.HOME), b)) == 2
 
 
 def test_ct_22_a_transfer_belongs_to_the_part_of_the_encounter_at_its_side() -> None:
