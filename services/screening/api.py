@@ -183,7 +183,7 @@ async def explained(tx: Tx, key: UUID, then: Then, rule: Policy, house: House) -
             notice=flag.notice(history, who, standing, rule)
             if standing.state is State.FLAGGED
             else None,
-            episode=presence.crossing(cares, standing.since, as_of),
+            episode=presence.crossing(cares, standing.since, rule, as_of),
         ),
         standing,
         reasons,

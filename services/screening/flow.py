@@ -103,7 +103,7 @@ async def relink(links: Sequence[Link], touch: Touch, turn: Turn) -> None:
         key: Brought(touch, link.recorded)
         for link in links
         if link.retired in newer
-        for key in (link.surviving, link.retired)
+        for key in (survivor(link.retired, before.into), link.surviving, link.retired)
     }
     news = {survivor(key, family.into): told for key, told in touched.items()}
     await reconsider(family, touched | news, turn)
@@ -301,7 +301,7 @@ def changed_flag(
                 known_at=turn.now,
                 cause=cause,
                 notice=notice,
-                episode=presence.crossing(seen.cares, standing.since, turn.now),
+                episode=presence.crossing(seen.cares, standing.since, turn.policy, turn.now),
             ),
             standing,
             seen.reasons,

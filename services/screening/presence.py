@@ -135,12 +135,23 @@ def is_open(care: Care, now: datetime) -> bool:
     return any(_is_there(m, now) for g in care.groups for m in g.members)
 
 
-def crossing(cares: Collection[Care], since: datetime | None, now: datetime) -> UUID | None:
-    """The open care episode of the event that began at `since`, if there is one."""
+def crossing(
+    cares: Collection[Care], since: datetime | None, policy: Policy, now: datetime
+) -> UUID | None:
+    """The care episode of the event that began at `since`, while it is news.
+
+    That is while it is open, and after that for as long as its moments are told (CT-27): a
+    hospital may send a visit only when it has ended, and flag and departure are one card (NW-10).
+    """
     for care in cares:
-        if is_open(care, now) and any(group.anchor == since for group in care.groups):
+        is_news = is_open(care, now) or _end(care) > now - policy.alert_max_age
+        if is_news and any(group.anchor == since for group in care.groups):
             return care.key
     return None
+
+
+def _end(care: Care) -> datetime:
+    return max(member.end.latest for group in care.groups for member in group.members)
 
 
 def sayings(

@@ -212,6 +212,25 @@ async def test_pt_06_chains_of_merges_in_any_order_count_alike(screening: Screen
     assert await screening.flags(r) == []
 
 
+async def test_ct_01_a_key_linked_to_another_survivor_leaves_the_first(
+    screening: Screening,
+) -> None:
+    r = key("TEST-r")
+    await screening.meet(P, Q, r)
+    await screening.take(*p_and_q(), now="2026-09-01 14:00-04")
+    await screening.merge(Q, P, "2026-09-02 09:00-04")
+    await screening.merge(Q, r, "2026-09-03 09:00-04", version=2)
+    assert said((await screening.flags(P))[-1]) == (
+        State.WATCH,
+        False,
+        Cause.MERGE,
+        Notice.QUIET,
+        2,
+    )
+    await screening.merge(r, P, "2026-09-04 09:00-04")
+    assert (await screening.flags(P))[-1].explanation.state is State.FLAGGED
+
+
 async def test_w_7_a_late_file_flags_quietly_and_an_old_flag_is_never_sent(
     screening: Screening,
 ) -> None:
