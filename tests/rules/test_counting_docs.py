@@ -11,7 +11,7 @@ import pytest
 from services.screening import why
 from services.screening.episodes import Kind
 from services.screening.flag import stand
-from services.screening.ledger import Coding, Fact, Moment, Person
+from services.screening.ledger import Coding, Disposition, Fact, Moment, Person
 from services.screening.policy import Policy
 from tests.histories import (
     ICD,
@@ -28,9 +28,7 @@ from tests.histories import (
 )
 
 PAGE = Path(__file__).parents[2] / "docs" / "counting.md"
-DISPOSITIONS = {
-    "admitted", "lwbs", "left-against-advice", "redirected", "dead-on-arrival", "nonacute-care"
-}  # fmt: skip
+DISPOSITIONS = set(Disposition)
 
 
 @dataclass
