@@ -372,7 +372,7 @@ async def test_with_the_database_away_there_is_a_503_in_both_languages_and_no_li
     assert "Aucune liste partielle n&#39;est affichée." in answer.text
     assert '<div class="p-other" lang="en">' in answer.text
     assert "No partial list is shown." in answer.text
-    assert "En attendant, téléphonez : 555-0100" in answer.text
+    assert "En attendant, téléphonez\N{NO-BREAK SPACE}: 555-0100" in answer.text
     assert "Test-" not in answer.text
 
 

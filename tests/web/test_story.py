@@ -104,7 +104,7 @@ async def test_a_nurse_sees_her_patient_and_why_and_no_other_clinic_does(world: 
     assert len(rows(page)) == 4
     assert all("Hôpital fictif A Visite à l&#39;urgence 3 h 00 Compté" in row for row in rows(page))
     assert "4e visite à l&#39;urgence en 12 mois (seuil : 4)" in page.text
-    assert "Règle de comptage : qc-default, version 1" in page.text
+    assert "Règle de comptage\N{NO-BREAK SPACE}: qc-default, version 1" in page.text
     async with world.home.signed_in("nurse-b") as browser:
         assert "Aucun avis à traiter" in (await browser.get("/my-list")).text
         assert (await browser.get(f"/cards/{card.id}")).status_code == 404
@@ -158,7 +158,7 @@ async def test_of_two_nurses_the_second_is_told_who_has_it_and_may_take_over(
         assert (await take(a, card.id)).status_code == 303
         told = await d.post(f"/cards/{card.id}/take", data=stale)
         assert told.status_code == 409
-        assert "Responsable : A" in told.text
+        assert "Responsable\N{NO-BREAK SPACE}: A" in told.text
         assert "Modifié par A, 2 mars 2026, 14 h 05" in told.text
         assert (await world.notify.card()).owner == "nurse-a"
         version = re.search(r'name="version" value="(\d+)"', told.text)
