@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Protocol, cast
 
 import httpx
 import orjson
@@ -136,7 +136,22 @@ class Tried:
     first_sent: datetime | None
 
 
-def after(answer: Answer, sent: Tried, to: Row[Any], now: datetime, chance: float) -> Next:
+class Destination(Protocol):
+    """How a subscription fared until now."""
+
+    @property
+    def status(self) -> str: ...
+    @property
+    def error(self) -> str | None: ...
+    @property
+    def failing_since(self) -> datetime | None: ...
+    @property
+    def failures(self) -> int: ...
+    @property
+    def alarmed(self) -> bool: ...
+
+
+def after(answer: Answer, sent: Tried, to: Destination, now: datetime, chance: float) -> Next:
     """CA-61 to CA-65. `to` is the subscription as it was before this attempt."""
     if answer.failure is None:
         active = "active" if sent.kind == "handshake" else to.status
@@ -346,7 +361,7 @@ class Courier:
             if to is None:
                 return
             tried = Tried(sent.kind, sent.attempts + 1, sent.first_sent)
-            following = after(answer, tried, to, now, self.chance())
+            following = after(answer, tried, cast("Destination", to), now, self.chance())
             kept = await store.release(
                 tx,
                 id=sent.id,

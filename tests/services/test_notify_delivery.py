@@ -33,8 +33,8 @@ from services.plumbing.clock import real_now
 from services.plumbing.db import Database
 from tests.conftest import FreshDatabase
 from tests.services import notify_builders as build
-from tests.services.notify_door import Doorway, consent
-from tests.services.test_notify_api import CSV, DENY_A, FHIR, MERGE, PERMIT_A, hear, panel
+from tests.services.notify_door import Doorway, consent, panel
+from tests.services.test_notify_api import CSV, DENY_A, FHIR, MERGE, PERMIT_A, hear
 
 BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/"
 
@@ -583,6 +583,7 @@ async def test_deliveries_are_communications_and_disclosures(
     row = await owner.fetchrow(
         "select * from notify.audit where shape = 'PrivacyDisclosure.Source'"
     )
+    assert row is not None
     assert (row["recipient"], str(row["patient"])) == ("clinic-a", str(p))
 
 
@@ -669,7 +670,7 @@ def test_one_word_when_a_destination_goes_down_and_one_when_it_is_back() -> None
         found = after(
             Answer(500, Failure.TRANSIENT),
             Tried("event", attempt, NOW),
-            to,  # type: ignore[arg-type]
+            to,
             NOW + timedelta(seconds=attempt),
             1.0,
         )
@@ -677,7 +678,7 @@ def test_one_word_when_a_destination_goes_down_and_one_when_it_is_back() -> None
         to = Destination(
             found.status, found.error, found.failing_since, found.failures, found.alarmed
         )
-    found = after(Answer(200), Tried("event", 7, NOW), to, NOW, 1.0)  # type: ignore[arg-type]
+    found = after(Answer(200), Tried("event", 7, NOW), to, NOW, 1.0)
     assert [*words, found.alarm] == [None, None, "down", None, None, None, "back"]
 
 
@@ -685,14 +686,14 @@ def test_after_76_hours_it_is_an_error_and_nothing_is_lost() -> None:
     """CA-62."""
     answer = Answer(500, Failure.TRANSIENT)
     tried = Tried("event", 80, NOW)
-    late = after(answer, tried, Destination(), NOW + RETRY_FOR, 1.0)  # type: ignore[arg-type]
+    late = after(answer, tried, Destination(), NOW + RETRY_FOR, 1.0)
     assert (late.state, late.status) == ("pending", "error")
     early = after(
         answer,
         tried,
         Destination(),
         NOW + RETRY_FOR - timedelta(seconds=1),
-        1.0,  # type: ignore[arg-type]
+        1.0,
     )
     assert (early.state, early.status) == ("pending", "active")
 
