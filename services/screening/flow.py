@@ -64,6 +64,9 @@ async def on_encounters_recorded(batch: Sequence[EncounterRecorded], turn: Turn)
     """Keep every version, the newest speaks; then look at the patients again."""
     family = await hold([e.patient for e in batch], turn, [e.encounter for e in batch])
     kept = await store.keep(turn.tx, batch, turn.now)
+    owners = {owner for one in kept for owner in one.owners}
+    if not owners <= family.keys:
+        family = await hold(family.keys | owners, turn)
     await reconsider(family, brought(kept, family), turn)
 
 
@@ -397,13 +400,13 @@ def brought(kept: Sequence[Kept], family: Family) -> dict[UUID, Brought]:
     found: dict[UUID, list[tuple[Touch, Kept]]] = {}
     for one in kept:
         mine = survivor(one.event.patient, family.into)
-        theirs = one.patient_before and survivor(one.patient_before, family.into)
+        concerned = {survivor(owner, family.into) for owner in one.owners} | {mine}
         touch = Touch.BACKFILL if one.event.backfill else Touch.FACT
         if one.is_voided:
             touch = Touch.VOIDED
-        if theirs not in (None, mine):
+        if len(concerned) > 1:
             touch = Touch.MOVED
-        for key in {mine, theirs or mine}:
+        for key in concerned:
             found.setdefault(key, []).append((touch, one))
     weight = [Touch.BACKFILL, Touch.FACT, Touch.MOVED, Touch.VOIDED]
     return {

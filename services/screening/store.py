@@ -111,22 +111,30 @@ async def hold(
 ) -> tuple[Family, list[UUID]]:
     """Lock all that a batch can touch, in key order, until the transaction ends.
 
-    Returns the family, and which of it are due by time alone. A link or correction that was
-    committed while this waited may have brought in others: then those are locked too.
+    Returns the family, and which of it are due by time alone. If a link or correction that was
+    committed while this waited has brought in others, the locks are let go and taken anew with
+    theirs: taken in two steps they would be out of order, and two batches could wait for ever.
     """
-    held: frozenset[UUID] = frozenset()
-    late: list[UUID] = []
+    found = await family(tx, keys, encounters)
     while True:
-        found = await family(tx, keys, encounters)
-        if found.keys <= held:
-            return found, late
-        held = found.keys
-        wanted = {"keys": sorted(held)}
+        savepoint = await tx.begin_nested()
+        late = await _lock(tx, found.keys, now)
+        settled = await family(tx, keys, encounters)
+        if settled.keys <= found.keys:
+            await savepoint.commit()
+            return settled, late
+        await savepoint.rollback()
+        found = settled
+
+
+async def _lock(tx: Tx, keys: Collection[UUID], now: datetime) -> list[UUID]:
+    """Lock the rows of `keys`, made where they are missing; which of them are due."""
+    wanted = {"keys": sorted(keys)}
+    locked = (await tx.execute(_LOCK, wanted)).all()
+    if len(locked) < len(keys):
+        await tx.execute(_ENTER, wanted)
         locked = (await tx.execute(_LOCK, wanted)).all()
-        if len(locked) < len(held):
-            await tx.execute(_ENTER, wanted)
-            locked = (await tx.execute(_LOCK, wanted)).all()
-        late = [row.key for row in locked if row.due_at is not None and row.due_at <= now]
+    return [row.key for row in locked if row.due_at is not None and row.due_at <= now]
 
 
 async def due(tx: Tx, now: datetime, most: int) -> list[UUID]:
@@ -175,6 +183,7 @@ _KEEP_NEWEST = text(
               then excluded.start else known.start end,
       fact = case when excluded.version > known.version then excluded.fact else known.fact end
     where excluded.version > known.version or excluded.first_recorded < known.first_recorded
+    returning encounter, xmax <> 0 as was_there
     """
 ).bindparams(
     bindparam("encounters", type_=_UUIDS),
@@ -185,6 +194,9 @@ _KEEP_NEWEST = text(
     bindparam("first", type_=_TIMES),
     bindparam("facts", type_=_TEXTS),
 )
+_OWNERS = text(
+    "select encounter, patient from fact_version where encounter = any(:encounters)"
+).bindparams(bindparam("encounters", type_=_UUIDS))
 _KNOWN = text(
     "select encounter, version, patient, status from fact where encounter = any(:encounters)"
 ).bindparams(bindparam("encounters", type_=_UUIDS))
@@ -195,7 +207,8 @@ class Kept:
     """A version that speaks from now on, and what spoke before."""
 
     event: EncounterRecorded
-    patient_before: UUID | None
+    owners: frozenset[UUID]
+    """Keys it was known under before."""
     void_before: bool
 
     @property
@@ -228,7 +241,7 @@ async def keep(tx: Tx, batch: Sequence[EncounterRecorded], now: datetime) -> lis
             "now": now,
         },
     )
-    await tx.execute(
+    written = await tx.execute(
         _KEEP_NEWEST,
         {
             "encounters": list(newest),
@@ -240,10 +253,16 @@ async def keep(tx: Tx, batch: Sequence[EncounterRecorded], now: datetime) -> lis
             "facts": [as_kept[id(event)] for event in newest.values()],
         },
     )
+    owners = {key: {row.patient} for key, row in before.items()}
+    # Another batch may have brought the encounter's first version, under another patient, while
+    # this one waited for it: only then is it there although it was not known.
+    if late := [row.encounter for row in written if row.was_there and row.encounter not in before]:
+        for row in await tx.execute(_OWNERS, {"encounters": late}):
+            owners.setdefault(row.encounter, set()).add(row.patient)
     return [
         Kept(
             event=event,
-            patient_before=before[key].patient if key in before else None,
+            owners=frozenset(owners.get(key, ())),
             void_before=key in before and Status(before[key].status) in VOID,
         )
         for key, event in newest.items()

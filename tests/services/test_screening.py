@@ -649,6 +649,34 @@ async def test_two_at_once_wait_for_each_other_and_lose_nothing(screening: Scree
     assert sequences == list(range(1, len(sequences) + 1))
 
 
+async def test_a_correction_that_overtakes_the_first_version_lowers_the_other_patient(
+    screening: Screening,
+) -> None:
+    """Two readers at once: one brings the encounter for P, one its correction to Q."""
+    await screening.meet(P, Q)
+    visits = four_visits()
+    await screening.take(*visits[:3], now="2026-08-08 12:00-04")
+    moved = replace(visits[3], version=2, patient=Q, recorded=at("2026-08-08 13:30-04"))
+    async with screening.at("2026-08-08 13:30-04") as first:
+        await flow.on_encounters_recorded([recorded(visits[3])], first)
+        second = asyncio.create_task(screening.take(moved, now="2026-08-08 13:30-04"))
+        await blocked(screening)
+    await second
+    last = (await screening.flags(P))[-1]
+    assert (last.explanation.state, last.retracts) == (State.WATCH, 2)
+
+
+async def blocked(screening: Screening) -> None:
+    """Until some transaction waits for another."""
+    for _ in range(200):
+        async with screening.db.work() as tx:
+            waiting = await tx.execute(text("select 1 from pg_locks where not granted limit 1"))
+            if waiting.first():
+                return
+        await asyncio.sleep(0.02)
+    raise AssertionError("nobody waits")
+
+
 async def test_no_event_of_a_patient_who_stays_below(screening: Screening) -> None:
     """CT-43."""
     await screening.meet(P)
