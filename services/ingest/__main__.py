@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from services.ingest.api import add_door
 from services.ingest.flow import Heard, House, Keys
 from services.ingest.waiting import look_after
-from services.plumbing import audit, carriers, process, settings, telemetry
+from services.plumbing import audit, carriers, chain, process, settings, telemetry
 from services.plumbing.auth import Auth, Authority, authority_client, guard
 from services.plumbing.clock import Clock
 from services.plumbing.db import Database
@@ -57,7 +57,7 @@ def build(said: IngestSettings) -> Built:
     async def held(stop: asyncio.Event) -> None:
         await look_after(house, stop)
 
-    return Built(app, house, [held, *carriers.relaying(said, db)])
+    return Built(app, house, [held, *carriers.relaying(said, db), *chain.sealing(said, db)])
 
 
 async def run(said: IngestSettings) -> int:

@@ -190,6 +190,7 @@ def _rules(region: Region, site: str) -> SiteRules:
         said.source_sets_last_updated,
         None if pattern is None else re.compile(pattern),
         frozenset(said.temporary_types),
+        frozenset(said.drop_types),
     )
 
 
@@ -375,12 +376,20 @@ async def _round(tx: Tx, items: Sequence[Item], door: Door) -> list[Item]:
     await store.release(tx, batch.released)
     await store.note(tx, door.site, batch.oddities, door.now)
     await append(tx, [*people.events(), *facts], door.now)
+    _measure(door, batch)
     await audit.record(tx, batch.trail)
     if not batch.woken and not batch.started:
         return []
     waiting = await store.waiting(tx, door.site, batch.woken, batch.started)
     revivals = (revived(kept, door) for kept in waiting)
     return [item for item in revivals if not item.problems]
+
+
+def _measure(door: Door, batch: "_Batch") -> None:
+    telemetry.counter("ingest_accepted_total", door.site).inc(len(batch.versions))
+    for version in batch.versions:
+        if version.hold is not None:
+            telemetry.counter("ingest_held_total", f"{door.site} {version.hold}").inc()
 
 
 _METHODS = {"DELETE": 0, "POST": 1, "PUT": 2, "GET": 3}
@@ -887,8 +896,6 @@ class _Batch:
         (self.versions if item.again is None else self.released).append(version)
         if said is not None:
             record.told.append(said)
-        if hold is not None:
-            telemetry.counter("ingest_held_total", f"{self.door.site} {hold.reason}").inc()
         if item.again is None:
             record.hold = version.hold
             if hold is not None:
@@ -905,7 +912,6 @@ class _Batch:
             record.told_at = item.told_at
         item.version = record.version
         self._audit(item, record, created=created)
-        telemetry.counter("ingest_accepted_total", self.door.site).inc()
 
     def _matches_now(self, kind: str, digest: str, key: UUID) -> None:
         """What this batch brings, its later conditions find."""

@@ -134,6 +134,8 @@ class SiteRules:
     sets_last_updated: bool = False
     temporary_identity: re.Pattern[str] | None = None
     temporary_types: frozenset[str] = frozenset()
+    drop_types: frozenset[str] = frozenset()
+    """Validated and not stored (HA-25)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from sqlalchemy import ARRAY, Boolean, DateTime, Text, Uuid, bindparam, text
+from sqlalchemy import ARRAY, Boolean, DateTime, Integer, Text, Uuid, bindparam, text
 
 from services.ingest.people import Link, Person
 from services.ingest.tables import (
@@ -80,6 +80,7 @@ def _record(row: Any) -> Record:
 _REPOINT = text(
     "update handle h set key = p.key from unnest(:kinds, :names, :keys) as p (kind, name, key)"
     " where h.site = :site and h.kind = p.kind and h.name = p.name"
+    " and h.kind = any(:kinds) and h.name = any(:names)"
 ).bindparams(
     bindparam("kinds", type_=ARRAY(Text)),
     bindparam("names", type_=ARRAY(Text)),
@@ -99,10 +100,9 @@ async def repoint(tx: Tx, site: str, names: Mapping[Name, UUID]) -> None:
         await tx.execute(_REPOINT, params)
 
 
-_MATCHING = text(
-    "select i.kind, i.digest, i.key from identifier i join resource r using (key)"
-    " where i.site = :site and i.digest = any(:digests) and not r.deleted"
-).bindparams(bindparam("digests", type_=ARRAY(Text)))
+_MATCHING = text("select kind, digest, key from matching(:site, :digests)").bindparams(
+    bindparam("digests", type_=ARRAY(Text))
+)
 
 
 async def matching(tx: Tx, site: str, digests: Sequence[str]) -> dict[Name, list[UUID]]:
@@ -168,45 +168,7 @@ async def settle(tx: Tx, people: Sequence[Person], links: Sequence[Link], at: da
 
 _LINK = tuple(one.name for one in fields(Link))
 
-_KEEP = text(
-    "with kept as ("
-    " insert into resource as r (key, site, kind, id, version, digest, deleted, updated, patient,"
-    "   temporary, told_at, fact_version, stated)"
-    " select n.key, :site, n.kind, n.id, n.version, n.digest, n.deleted, n.updated, n.patient,"
-    "   n.temporary, n.told_at, n.fact_version, n.stated"
-    " from jsonb_to_recordset(cast(:records as jsonb)) as n (key uuid, kind text, id text,"
-    "   version int, digest text, deleted boolean, updated timestamptz, patient uuid,"
-    "   temporary boolean, told_at timestamptz, fact_version int, stated text)"
-    " on conflict (key) do update set version = excluded.version, digest = excluded.digest,"
-    "   deleted = excluded.deleted, updated = excluded.updated, patient = excluded.patient,"
-    "   temporary = excluded.temporary, told_at = excluded.told_at,"
-    "   fact_version = excluded.fact_version, stated = excluded.stated"
-    "), own as ("
-    " insert into handle (site, kind, name, key)"
-    " select :site, n.kind, 'id/' || n.id, n.key"
-    " from jsonb_to_recordset(cast(:records as jsonb))"
-    "   as n (key uuid, existed boolean, kind text, id text)"
-    " where not n.existed on conflict do nothing"
-    "), gone as ("
-    " delete from identifier i using jsonb_to_recordset(cast(:records as jsonb))"
-    "   as n (key uuid, existed boolean, identifiers text[])"
-    " where n.existed and n.identifiers is not null and i.key = n.key"
-    "   and i.digest <> all (n.identifiers)"
-    "), named as ("
-    " insert into identifier (site, kind, digest, key)"
-    " select distinct :site, n.kind, d, n.key"
-    " from jsonb_to_recordset(cast(:records as jsonb))"
-    "   as n (key uuid, kind text, identifiers text[]), unnest(n.identifiers) as d"
-    " on conflict do nothing"
-    ") insert into version (key, version, site, kind, key_id, body, context, digest, arrived,"
-    "   told_at, door, client, moves, said, hold, due, detail, waits_for)"
-    " select n.key, n.version, :site, n.kind, n.key_id, n.body, n.context, n.digest, n.arrived,"
-    "   n.told_at, n.door, :client, n.moves, n.said, n.hold, n.due, n.detail, n.waits_for"
-    " from jsonb_to_recordset(cast(:versions as jsonb)) as n (key uuid, version int, kind text,"
-    "   key_id text, body text, context text, digest text, arrived timestamptz,"
-    "   told_at timestamptz, door text, moves boolean, said jsonb, hold text, due timestamptz,"
-    "   detail text, waits_for uuid)"
-)
+_KEEP = text("select keep(:site, :client, cast(:records as jsonb), cast(:versions as jsonb))")
 
 
 async def keep(
@@ -268,8 +230,8 @@ _RELEASE = text(
     "   waits_for = n.waits_for"
     " from jsonb_to_recordset(cast(:versions as jsonb)) as n (key uuid, version int, said jsonb,"
     "   hold text, due timestamptz, detail text, waits_for uuid)"
-    " where v.key = n.key and v.version = n.version"
-)
+    " where v.key = n.key and v.version = n.version and v.key = any(:keys)"
+).bindparams(bindparam("keys", type_=ARRAY(Uuid)))
 
 
 async def release(tx: Tx, versions: Sequence[Version]) -> None:
@@ -287,7 +249,8 @@ async def release(tx: Tx, versions: Sequence[Version]) -> None:
             }
             for one in versions
         ]
-        await tx.execute(_RELEASE, {"versions": _json(rows)})
+        params = {"versions": _json(rows), "keys": [one.key for one in versions]}
+        await tx.execute(_RELEASE, params)
 
 
 _KEPT = (
@@ -296,12 +259,12 @@ _KEPT = (
     " r.deleted, v.admitted_by is not null as admitted"
     " from version v join resource r using (key)"
 )
-_WAITING = text(
-    f"{_KEPT} where v.site = :site and v.hold is not null and ("
-    "   v.waits_for = any(:woken)"
-    "   or v.key = any(:started) and v.hold in ('start-missing', 'start-imprecise'))"
-    " order by v.key, v.version"
-).bindparams(bindparam("woken", type_=ARRAY(Uuid)), bindparam("started", type_=ARRAY(Uuid)))
+_WAITING = text("select key, version from waiting(:site, :woken, :started)").bindparams(
+    bindparam("woken", type_=ARRAY(Uuid)), bindparam("started", type_=ARRAY(Uuid))
+)
+_THESE = text(
+    f"{_KEPT} where v.key = any(:keys) and v.version = any(:versions) order by v.key, v.version"
+).bindparams(bindparam("keys", type_=ARRAY(Uuid)), bindparam("versions", type_=ARRAY(Integer)))
 _DUE = text(
     f"{_KEPT} where v.hold is not null and v.due <= :now order by v.due limit :most"
 ).bindparams(bindparam("now", type_=DateTime(timezone=True)))
@@ -317,7 +280,15 @@ _ONE_HELD = text(
 async def waiting(tx: Tx, site: str, woken: Iterable[UUID], started: Iterable[UUID]) -> list[Kept]:
     """Held versions that wait for the records `woken`, or for a start of `started`."""
     params = {"site": site, "woken": list(woken), "started": list(started)}
-    return [_kept(row) for row in await tx.execute(_WAITING, params)]
+    found = {(row.key, row.version) for row in await tx.execute(_WAITING, params)}
+    if not found:
+        return []
+    these = {
+        "keys": sorted({key for key, _ in found}),
+        "versions": sorted({version for _, version in found}),
+    }
+    rows = [_kept(row) for row in await tx.execute(_THESE, these)]
+    return [row for row in rows if (row.key, row.version) in found]
 
 
 async def due(tx: Tx, now: datetime, most: int) -> list[Kept]:

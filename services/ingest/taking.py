@@ -46,22 +46,24 @@ def slot_of(
     """An entry on its way: read, or with what is wrong with it."""
     if not isinstance(made, Entry):
         return Slot(None, problems=made[1])
-    dropped = door.region.site(door.site)
-    assert dropped is not None
-    if made.kind in dropped.drop_types or (
-        made.method != "GET" and made.kind in CONTEXT | TOLERATED
-    ):
-        problems = legal(made)
-        return Slot(made, problems=problems, is_dropped=not problems)
-    if made.kind not in RECORDED:
-        advice = "Encounter and Patient are kept here."
-        return Slot(made, problems=[Problem("not-found", made.at, advice, 404)])
+    if made.kind not in RECORDED or made.kind in door.rules.drop_types:
+        return _not_kept(made, door)
     if made.method == "GET":
         return Slot(made)
     item = item_of(made, door)
     if conditions and made.kind == "Encounter" and made.resource is not None:
         item.conditions = _conditions_of(made, conditions)
     return Slot(made, item=flow.prepare(item, door))
+
+
+def _not_kept(entry: Entry, door: Door) -> Slot:
+    """Validated and answered, not stored (HA-25)."""
+    is_dropped = entry.kind in door.rules.drop_types
+    if is_dropped or (entry.method != "GET" and entry.kind in (*CONTEXT, *TOLERATED)):
+        problems = legal(entry)
+        return Slot(entry, problems=problems, is_dropped=not problems)
+    advice = "Encounter and Patient are kept here."
+    return Slot(entry, problems=[Problem("not-found", entry.at, advice, 404)])
 
 
 def in_one_transaction(entries: Sequence[Entry], slots: Sequence[Slot]) -> list[Problem]:

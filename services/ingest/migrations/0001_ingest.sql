@@ -39,6 +39,7 @@ create table resource (
   unique (site, kind, id)
 );
 create index resource_site on resource (site, kind, key);
+create index resource_patient on resource (patient, site);
 
 create table version (
   key uuid not null references resource,
@@ -84,7 +85,7 @@ create table identifier (
   key uuid not null references resource,
   primary key (site, kind, digest, key)
 );
-create index identifier_key on identifier (key);
+create index identifier_key on identifier (key, site);
 
 -- One person. `fields`: name → {k, b: key id and box, d: token of the value, at, by: record}.
 create table patient (
@@ -209,6 +210,10 @@ end $$;
 create policy owner on resource to current_user using (true) with check (true);
 grant delete on identifier to passerelle_ingest_request, passerelle_ingest_worker;
 
+-- The functions of the hot path plan once a connection, and by index whatever the statistics say:
+-- their first plan may be made on empty tables, and a plan that fits those reads all of a million
+-- rows later. `lateral (… offset 0)` is an index look-up for each row before it, never the reverse.
+
 -- Make the names in `names` exist, each with the key proposed for it, unless it has one already;
 -- hold them all until the end of the transaction; and say which key each one has, with the
 -- resource of that key and what its messages say, if it has come. Also the resources `others`.
@@ -219,7 +224,9 @@ returns table (
   kind text, name text, key uuid, id text, version int, digest text, deleted boolean,
   updated timestamptz, patient uuid, temporary boolean, told_at timestamptz, fact_version int,
   stated text, messages jsonb)
-language plpgsql set search_path = ingest, pg_temp as $$
+language plpgsql set search_path = ingest, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 begin
   insert into handle (site, kind, name, key)
@@ -227,31 +234,36 @@ begin
   from unnest(kinds, names, keys) as p (kind, name, key)
   order by p.kind desc, p.name
   on conflict do nothing;
-  perform from handle h
-  join unnest(kinds, names) as p (kind, name) on h.kind = p.kind and h.name = p.name
-  where h.site = of_site
-  order by h.kind desc, h.name
-  for update of h;
+  perform from (
+    select p.kind, p.name from unnest(kinds, names) as p (kind, name) order by p.kind desc, p.name
+  ) p cross join lateral (
+    select h.key from handle h
+    where h.site = of_site and h.kind = p.kind and h.name = p.name
+    for update offset 0
+  ) h;
   return query
   with wanted as (
-    select h.kind, h.name, h.key, row_number() over (partition by h.key order by h.name) as nth
-    from handle h
-    join unnest(kinds, names) as p (kind, name) on h.kind = p.kind and h.name = p.name
-    where h.site = of_site
+    select p.kind, p.name, h.key, row_number() over (partition by h.key order by p.name) as nth
+    from unnest(kinds, names) as p (kind, name) cross join lateral (
+      select h.key from handle h
+      where h.site = of_site and h.kind = p.kind and h.name = p.name offset 0
+    ) h
     union all
     select null, null, o.key, 1 from unnest(others) as o (key)
   )
   select coalesce(w.kind, r.kind), w.name, w.key, r.id, r.version, r.digest, r.deleted, r.updated,
     r.patient, r.temporary, r.told_at, r.fact_version, r.stated, v.messages
   from wanted w
-  left join resource r on r.key = w.key and w.nth = 1
+  left join lateral (
+    select * from resource r where r.key = w.key and w.nth = 1 offset 0
+  ) r on true
   left join lateral (
     select jsonb_agg(jsonb_build_object(
       'version', v.version, 'said', v.said, 'hold', v.hold, 'due', v.due,
       'waits_for', v.waits_for) order by v.version) as messages
     from version v
     where v.key = r.key and (v.said is not null or v.hold is not null)
-  ) v on r.key is not null;
+  ) v on true;
 end $$;
 
 -- Tokens presented by a message, made known if they are new, and the patients they lead to;
@@ -260,7 +272,9 @@ end $$;
 create function meet(
   of_site text, digests text[], key_ids text[], systems text[], cards boolean[], own uuid[])
 returns table (found jsonb)
-language plpgsql security definer set search_path = ingest, pg_temp as $$
+language plpgsql security definer set search_path = ingest, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan as $$
 declare
   people uuid[];
 begin
@@ -276,9 +290,13 @@ begin
   with recursive chain (key) as (
     select t.patient from token t where t.digest = any (digests) and t.patient is not null
     union
-    select r.patient from resource r where r.site = of_site and r.patient = any (own)
+    select o.key from unnest(own) as o (key) cross join lateral (
+      select from resource r where r.patient = o.key and r.site = of_site limit 1
+    ) r
     union
-    select p.surviving from chain c join patient p on p.key = c.key where p.surviving is not null
+    select p.surviving from chain c cross join lateral (
+      select p.surviving from patient p where p.key = c.key and p.surviving is not null offset 0
+    ) p
   )
   select array_agg(c.key) into people from chain c;
   perform from patient p where p.key = any (people) order by p.key for update;
@@ -303,7 +321,9 @@ end $$;
 -- What was decided of the patients that meet told of, and of new ones. A token that belongs to
 -- somebody stays theirs.
 create function settle(people jsonb, links jsonb) returns void
-language plpgsql security definer set search_path = ingest, pg_temp as $$
+language plpgsql security definer set search_path = ingest, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan as $$
 begin
   insert into patient (key, version, fields, sites, attributed, surviving, link_version, apart)
   select p.key, p.version, p.fields, p.sites, p.attributed, null, p.link_version, p.apart
@@ -317,10 +337,14 @@ begin
     apart = excluded.apart;
   update patient p set surviving = s.surviving
   from jsonb_to_recordset(people) as s (key uuid, surviving uuid)
-  where p.key = s.key and p.surviving is distinct from s.surviving;
+  where p.key = s.key and p.surviving is distinct from s.surviving
+    and p.key = any (array(
+      select s.key from jsonb_to_recordset(people) as s (key uuid)));
   update token t set patient = s.key
   from jsonb_to_recordset(people) as s (key uuid, digests text[])
-  where t.digest = any (s.digests) and t.patient is null;
+  where t.digest = any (s.digests) and t.patient is null
+    and t.digest = any (array(
+      select unnest(s.digests) from jsonb_to_recordset(people) as s (digests text[])));
   insert into link (retired, version, surviving, merged, cause, record, by, at)
   select l.retired, l.version, l.surviving, l.merged, l.cause, l.record, l.by, l.at
   from jsonb_to_recordset(links) as l (
@@ -328,6 +352,87 @@ begin
     at timestamptz);
 end $$;
 
-revoke all on function meet, settle, claim from public;
-grant execute on function meet, settle, claim
+-- Write the records that changed, their identifiers and own names, and the versions that came.
+create function keep(of_site text, of_client text, records jsonb, versions jsonb) returns void
+language plpgsql set search_path = ingest, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan as $$
+declare
+  gone record;
+begin
+  insert into resource as r (key, site, kind, id, version, digest, deleted, updated, patient,
+    temporary, told_at, fact_version, stated)
+  select n.key, of_site, n.kind, n.id, n.version, n.digest, n.deleted, n.updated, n.patient,
+    n.temporary, n.told_at, n.fact_version, n.stated
+  from jsonb_to_recordset(records) as n (key uuid, kind text, id text, version int, digest text,
+    deleted boolean, updated timestamptz, patient uuid, temporary boolean, told_at timestamptz,
+    fact_version int, stated text)
+  on conflict (key) do update set version = excluded.version, digest = excluded.digest,
+    deleted = excluded.deleted, updated = excluded.updated, patient = excluded.patient,
+    temporary = excluded.temporary, told_at = excluded.told_at,
+    fact_version = excluded.fact_version, stated = excluded.stated;
+  insert into handle (site, kind, name, key)
+  select of_site, n.kind, 'id/' || n.id, n.key
+  from jsonb_to_recordset(records) as n (key uuid, existed boolean, kind text, id text)
+  where not n.existed
+  on conflict do nothing;
+  for gone in  -- rarely any
+    select x.key, x.digest
+    from jsonb_to_recordset(records) as n (key uuid, existed boolean, identifiers text[])
+    cross join lateral (
+      select i.key, i.digest from identifier i where i.key = n.key offset 0
+    ) x
+    where n.existed and n.identifiers is not null and x.digest <> all (n.identifiers)
+  loop
+    delete from identifier i where i.key = gone.key and i.digest = gone.digest;
+  end loop;
+  insert into identifier (site, kind, digest, key)
+  select distinct of_site, n.kind, d, n.key
+  from jsonb_to_recordset(records) as n (key uuid, kind text, identifiers text[]),
+    unnest(n.identifiers) as d
+  on conflict do nothing;
+  insert into version (key, version, site, kind, key_id, body, context, digest, arrived, told_at,
+    door, client, moves, said, hold, due, detail, waits_for)
+  select n.key, n.version, of_site, n.kind, n.key_id, n.body, n.context, n.digest, n.arrived,
+    n.told_at, n.door, of_client, n.moves, n.said, n.hold, n.due, n.detail, n.waits_for
+  from jsonb_to_recordset(versions) as n (key uuid, version int, kind text, key_id text,
+    body text, context text, digest text, arrived timestamptz, told_at timestamptz, door text,
+    moves boolean, said jsonb, hold text, due timestamptz, detail text, waits_for uuid);
+end $$;
+
+-- Held versions that wait for the records `woken`, or for a start of the encounters `started`.
+create function waiting(of_site text, woken uuid[], started uuid[])
+returns table (key uuid, version int)
+language plpgsql set search_path = ingest, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan as $$
+#variable_conflict use_column
+begin
+  return query
+  select v.key, v.version from version v
+  where v.site = of_site and v.hold is not null and v.waits_for = any (woken)
+  union
+  select v.key, v.version from version v
+  where v.site = of_site and v.key = any (started)
+    and v.hold in ('start-missing', 'start-imprecise');
+end $$;
+
+-- The living resources of the site that have one of these identifiers.
+create function matching(of_site text, digests text[])
+returns table (kind text, digest text, key uuid)
+language plpgsql set search_path = ingest, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan as $$
+#variable_conflict use_column
+begin
+  return query
+  select i.kind, i.digest, i.key
+  from identifier i cross join lateral (
+    select from resource r where r.key = i.key and not r.deleted offset 0
+  ) r
+  where i.site = of_site and i.kind in ('Encounter', 'Patient') and i.digest = any (digests);
+end $$;
+
+revoke all on function meet, settle, claim, keep, waiting, matching from public;
+grant execute on function meet, settle, claim, keep, waiting, matching
   to passerelle_ingest_request, passerelle_ingest_worker;
