@@ -5,6 +5,7 @@ Whatever changes what may be told (a flag, an episode, an identity, a panel, a C
 calendar) ends in `reconsider`, which settles the patients' cards at every clinic.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, time, timedelta
@@ -61,9 +62,12 @@ async def on_flags_changed(batch: Sequence[FlagChanged], turn: Turn) -> None:
     patients = {event.patient for event in batch}
     await store.lock(turn.tx, patients)
     known = await store.newest_standings(turn.tx, patients)
+    events: dict[UUID, list[FlagChanged]] = defaultdict(list)
+    for event in batch:
+        events[event.patient].append(event)
     fresh: list[tuple[FlagChanged, int, bool]] = []
     for patient in sorted(patients):
-        fresh += _spells([event for event in batch if event.patient == patient], known.get(patient))
+        fresh += _spells(events[patient], known.get(patient))
     await store.keep_standings(turn.tx, fresh, turn.now)
     await reconsider({event.patient for event, _, _ in fresh}, turn)
 
@@ -209,37 +213,49 @@ async def reconsider(patients: Iterable[UUID], turn: Turn, *, access: bool = Fal
     if not keys:
         return
     facts = await store.facts(tx, family)
-    cards = await store.cards_of(tx, keys)
-    flags = await store.flags_of(tx, keys)
+    cards: dict[UUID, list[Card]] = defaultdict(list)
+    for card in await store.cards_of(tx, keys):
+        cards[card.patient].append(card)
+    flags: dict[UUID, list[FlagRow]] = defaultdict(list)
+    for flag in await store.flags_of(tx, keys):
+        flags[flag.patient].append(flag)
     outlooks = await store.outlooks(tx, keys)
     then = await store.standings_at(tx, [(p, o.sequence) for (_, p), o in outlooks.items()])
-    found = _Found(before={card.id: card for card in cards})
+    found = _Found(before={card.id: card for several in cards.values() for card in several})
     for root, own in family.items():
-        mine = [card for card in cards if card.patient in own]
-        _consider(facts[root], mine, flags, outlooks, then, turn, access=access, found=found)
+        known = _Known(
+            facts=facts[root],
+            cards=[card for key in own for card in cards[key]],
+            flags=[flag for key in own for flag in flags[key]],
+            outlooks=outlooks,
+            then=then,
+        )
+        _consider(known, turn, access=access, found=found)
     await _write(found, turn)
 
 
-def _consider(  # noqa: PLR0917 - one patient's part of what reconsider has read
-    facts: Facts,
-    cards: Sequence[Card],
-    flags: Mapping[tuple[str, UUID], FlagRow],
-    outlooks: Mapping[tuple[str, UUID], Outlook],
-    then: Mapping[tuple[UUID, int], store.StandingRow],
-    turn: Turn,
-    *,
-    access: bool,
-    found: _Found,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """One patient's part of what reconsider has read; of all their keys."""
+
+    facts: Facts
+    cards: Sequence[Card]
+    flags: Sequence[FlagRow]
+    outlooks: Mapping[tuple[str, UUID], Outlook]
+    then: Mapping[tuple[UUID, int], store.StandingRow]
+
+
+def _consider(known: _Known, turn: Turn, *, access: bool, found: _Found) -> None:
     """One patient, every clinic that has or had to do with them."""
-    root, house, now = facts.patient, turn.house, turn.now
+    facts, house, now = known.facts, turn.house, turn.now
+    root = facts.patient
     standing = telling.standing_of(facts)
     if standing is None or facts.standing is None:
         return
     region = house.region()
     routes = {route.clinic: route for route in telling.routes(region, facts, now)}
-    clinics = set(routes) | {card.clinic for card in cards}
-    clinics |= {clinic for clinic, patient in flags if patient in facts.keys}
+    clinics = set(routes) | {card.clinic for card in known.cards}
+    clinics |= {flag.clinic for flag in known.flags}
     found.sequences[root] = standing.sequence
     found.reach |= {(clinic, key) for clinic in clinics for key in facts.keys}
     if routes or standing.state is not State.FLAGGED:
@@ -248,35 +264,29 @@ def _consider(  # noqa: PLR0917 - one patient's part of what reconsider has read
         found.unroutable[root] = panel.unroutable(
             telling.panel_rows(facts, now), telling.today(region, now), telling.clinics_of(region)
         )
-    for (_, patient), flag in flags.items():
-        if patient in facts.keys and patient != root and flag.status == "active":
+    for flag in known.flags:
+        if flag.patient != root and flag.status == "active":
             gone = replace(flag, version=flag.version + 1, state=State.BELOW, status="inactive")
             found.flags.append((gone, flag, False))  # a retired key stands nowhere any more
-    dues: list[datetime | None] = [telling.look_again_at(house, facts, _nobody(facts, turn), now)]
+    dues: list[datetime | None] = [telling.panel_changes_at(region, facts, now)]
     for clinic in sorted(clinics):
         route = routes.get(clinic)
         if route is None:
-            told, inbox = telling.tell_inbox(house, facts, clinic, now), True
+            told, inbox = telling.tell_inbox(house, facts, clinic, now, standing=standing), True
         else:
-            told, inbox = telling.tell_anyone(house, facts, route, now)
-        prior = outlooks.get((clinic, root))
-        was = None if prior is None else then.get((root, prior.sequence))
+            told, inbox = telling.tell_anyone(house, facts, route, now, standing=standing)
+        prior = known.outlooks.get((clinic, root))
+        was = None if prior is None else known.then.get((root, prior.sequence))
         situation = _situation(
-            facts,
-            told,
-            turn,
-            clinic=clinic,
-            route=route,
-            prior=prior,
-            was=was,
-            inbox=inbox,
+            facts, told, turn, clinic=clinic, route=route, prior=prior, was=was, inbox=inbox,
             access=access,
-        )
-        own = [card for card in cards if card.clinic == clinic]
+        )  # fmt: skip
+        own = [card for card in known.cards if card.clinic == clinic]
         changed = settle(situation, own, telemetry.new_id)
         found.cards |= changed
         found.told |= dict.fromkeys(changed, told if inbox else _refusal_of_inbox(told))
-        _flag(found, flags.get((clinic, root)), situation, turn)
+        flag_known = [f for f in known.flags if f.clinic == clinic and f.patient == root]
+        _flag(found, flag_known[0] if flag_known else None, situation, turn)
         _decided(found, facts, told, prior=prior, s=situation, changed=changed)
         dues.append(telling.look_again_at(house, facts, told, now))
         dues += [
@@ -285,11 +295,6 @@ def _consider(  # noqa: PLR0917 - one patient's part of what reconsider has read
             if card.status is Status.ON_HOLD
         ]
     found.due[root] = min((at for at in dues if at is not None and at > now), default=None)
-
-
-def _nobody(facts: Facts, turn: Turn) -> Told:
-    """For the calendar of a patient no clinic has: a panel row may begin later."""
-    return telling.tell(turn.house, facts, "", (), turn.now)
 
 
 def _refusal_of_inbox(told: Told) -> Told:
@@ -311,7 +316,8 @@ def _situation(
     row, standing = facts.standing, told.standing
     assert row is not None
     assert standing is not None
-    before = None if was is None else _standing(was)
+    same = was is not None and was.sequence == standing.sequence
+    before = standing if same else None if was is None else _standing(was)
     return Situation(
         clinic=clinic,
         patient=facts.patient,
@@ -331,7 +337,9 @@ def _situation(
         quiet=row.quiet,
         newly_told=access and (prior is None or prior.outcome != "permit"),
         episodes=facts.episodes,
-        said_otherwise=before is not None and _said(before, told) != _said(standing, told),
+        said_otherwise=not same
+        and before is not None
+        and _said(before, told) != _said(standing, told),
         counts_before={} if before is None else _counts(before, told),
         due=_due(turn.house, clinic),
     )

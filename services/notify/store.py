@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import date, datetime
 from typing import Any
 from uuid import UUID
@@ -770,9 +770,9 @@ _OUTLOOKS = text(
 ).bindparams(bindparam("keys", type_=_uuids))
 
 
-async def flags_of(tx: Tx, patients: Iterable[UUID]) -> dict[tuple[str, UUID], FlagRow]:
+async def flags_of(tx: Tx, patients: Iterable[UUID]) -> list[FlagRow]:
     rows = await tx.execute(_FLAGS, {"keys": sorted(set(patients))})
-    return {(row.clinic, row.patient): FlagRow(**row._mapping) for row in rows}  # noqa: SLF001
+    return [FlagRow(**row._mapping) for row in rows]  # noqa: SLF001
 
 
 async def put_flags(tx: Tx, flags: Sequence[FlagRow]) -> None:
@@ -782,7 +782,7 @@ async def put_flags(tx: Tx, flags: Sequence[FlagRow]) -> None:
     keep = {c.name: c for c in statement.excluded if c.name not in {"id", "clinic", "patient"}}
     await tx.execute(
         statement.on_conflict_do_update(index_elements=["clinic", "patient"], set_=keep),
-        [asdict(flag) for flag in flags],
+        [{f.name: getattr(flag, f.name) for f in fields(flag)} for flag in flags],
     )
 
 

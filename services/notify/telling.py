@@ -44,6 +44,14 @@ class House:
     tokens: Tokens = field(repr=False)
     base: str
     """Public `[base]` of the clinics' door, without a slash at its end."""
+    _kept: list[tuple[Region, Directory]] = field(default_factory=list, repr=False)
+
+    def directory(self) -> Directory:
+        """Who belongs where, as the region file has it now; worked out once a file."""
+        region = self.region()
+        if not self._kept or self._kept[0][0] is not region:
+            self._kept[:] = [(region, directory_of(region, self.base))]
+        return self._kept[0][1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +287,7 @@ def question(
         readers=tuple(readers),
         items=tuple(items[name] for name in sorted(items)),
         circle=any(route.clinic == clinic for route in routes(region, facts, at)),
-        directory=directory_of(region, house.base),
+        directory=house.directory(),
         met=lambda released: recount.is_met(standing, released, at),
     )
 
@@ -323,10 +331,18 @@ def _nothing_known(
     return decision
 
 
-def tell_inbox(house: House, facts: Facts, clinic: str, at: datetime) -> Told:
+def tell_inbox(
+    house: House,
+    facts: Facts,
+    clinic: str,
+    at: datetime,
+    *,
+    standing: Standing | None = None,
+) -> Told:
     """For a clinic's EMR and whoever reads it."""
     region = house.region()
-    return tell(house, facts, clinic, readers_of(region, clinic, today(region, at)), at)
+    readers = readers_of(region, clinic, today(region, at))
+    return tell(house, facts, clinic, readers, at, standing=standing)
 
 
 def tell_person(house: House, facts: Facts, clinic: str, person: str, at: datetime) -> Told:
@@ -334,44 +350,54 @@ def tell_person(house: House, facts: Facts, clinic: str, person: str, at: dateti
     return tell(house, facts, clinic, (f"Practitioner/{person}",), at)
 
 
-def tell_anyone(house: House, facts: Facts, route: panel.Route, at: datetime) -> tuple[Told, bool]:
+def tell_anyone(
+    house: House, facts: Facts, route: panel.Route, at: datetime, *, standing: Standing
+) -> tuple[Told, bool]:
     """For the inbox, else for the first single reader who may: the assigned nurse before the
     others (CS-33). With whether it is the inbox.
     """
     region = house.region()
-    inbox = tell_inbox(house, facts, route.clinic, at)
+    inbox = tell_inbox(house, facts, route.clinic, at, standing=standing)
     if inbox.view is not None:
         return inbox, True
     readers = readers_of(region, route.clinic, today(region, at))
     nurse = None if route.nurse is None else f"Practitioner/{route.nurse}"
     for reader in sorted(readers, key=lambda r: (r != nurse, r)):
-        told = tell(house, facts, route.clinic, (reader,), at)
+        told = tell(house, facts, route.clinic, (reader,), at, standing=standing)
         if told.view is not None:
             return told, False
     return inbox, True
 
 
 def look_again_at(house: House, facts: Facts, told: Told, at: datetime) -> datetime | None:
-    """When time alone may change what is told: consents, a recount, a panel row (CS-51)."""
+    """When time alone may change what is told: Consents, or a recount (CS-51, CS-40)."""
     if told.standing is None:
         return None
-    region = house.region()
-    policy = policy_of(region)
-    instants: list[datetime | None] = [
-        recount.changes_by_itself(told.standing, told.released, at) if told.view else None
-    ]
+    instants: list[datetime | None] = []
+    if told.view is not None:
+        instants.append(recount.changes_by_itself(told.standing, told.released, at))
     if facts.consents:
+        policy = policy_of(house.region())
         clinic = told.decision.recipient.removeprefix("Organization/")
         asked = question(house, facts, told.standing, clinic=clinic, readers=(), at=at)
         instants.append(consent.decide_again_at(directives(house, facts, policy), asked, policy))
-    zone = days.zone(region.timezone)
-    for row in facts.panel:
-        if row.superseded is None:
-            instants += [
-                days.midnight(row.starts, zone) if row.starts else None,
-                days.after(row.ends, zone) if row.ends else None,
-            ]
     return min((i for i in instants if i is not None and i > at), default=None)
+
+
+def panel_changes_at(region: Region, facts: Facts, at: datetime) -> datetime | None:
+    """When a panel row begins or has ended."""
+    where = days.zone(region.timezone)
+    instants = [
+        instant
+        for row in facts.panel
+        if row.superseded is None
+        for instant in (
+            days.midnight(row.starts, where) if row.starts else None,
+            days.after(row.ends, where) if row.ends else None,
+        )
+        if instant is not None and instant > at
+    ]
+    return min(instants, default=None)
 
 
 def kind_of(decision: Decision) -> str:
