@@ -372,7 +372,10 @@ class Pages:
                 roles = ", ".join(say(f"role.{one}") for one in rejection.roles)
                 return (
                     "error.403.title",
-                    [say("error.403.text"), say("error.403.ask", role=roles)],
+                    [
+                        say("error.403.text"),
+                        say("error.403.ask", n=len(rejection.roles), role=roles),
+                    ],
                     None,
                 )
             case Problem.FORGED:
