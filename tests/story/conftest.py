@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from services.simulator.flow import REGION_FILE
 
 from services.cli import house
 from services.cli.house import House, Plan
+from services.simulator.flow import REGION_FILE
 from tests.broker import Broker
 
 ARTIFACTS = Path(__file__).parents[2] / "build" / "story-logs"
