@@ -8,10 +8,10 @@ FAST := tests/rules tests/promises tests/services
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check bench format contracts clean
+.PHONY: help install demo up test check bench format contracts consent-proof clean
 
 help: ## Print this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## Install everything into .venv (leaves .venv/bin/passerelle)
 
@@ -48,6 +48,9 @@ contracts: install ## Write schemas/json, schemas/examples and schemas/asyncapi.
 
 bench: install ## Measure, and print the table of docs/performance.md
 	@$(BIN)/python -m tests.bench
+
+consent-proof: install ## Prove the consent engine: cases, properties, time, planted faults (N=50000)
+	@nice $(BIN)/python -m tests.consent.proof --examples $(or $(N),50000)
 
 clean: ## Remove what was made here
 	@rm -rf $(VENV) .tooling .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache

@@ -438,11 +438,13 @@ class Directory:
         above = self.upwards(organization)
         return any(o in above or organization in self.upwards(o) for o in self.of(person))
 
+    def members(self, group: str) -> frozenset[str]:
+        """Of a Group or CareTeam; of a PractitionerRole those who hold it."""
+        return frozenset(person for person, groups in self.groups.items() if group in groups)
+
     def holders(self, who: str) -> frozenset[str]:
         """Of a PractitionerRole those who hold it, if any; of all others themselves."""
-        if not who.startswith("PractitionerRole/"):
-            return frozenset({who})
-        held = frozenset(person for person, groups in self.groups.items() if who in groups)
+        held = self.members(who) if who.startswith("PractitionerRole/") else frozenset[str]()
         return held or frozenset({who})
 
 
@@ -968,15 +970,15 @@ def _joined(voices: Iterable[_Voice]) -> frozenset[Reason]:
     return frozenset().union(*(v.why for v in voices))
 
 
-def _walk(found: _Matched, mood: _Mood, *, sure: bool, root: bool) -> _Voice:
-    """CS-25. `sure`: every deny above certainly matches (4)."""
+def _walk(found: _Matched, mood: _Mood, above: Test, *, root: bool) -> _Voice:
+    """CS-25. `above`: whether every deny above matches (4)."""
     rule = found.rule
     if found.request.answer is Answer.NO:
         return _survivors(found, mood)
     both = found.both
-    below = sure and (rule.effect is Effect.PERMIT or mood.grants(both))
-    voices = [_walk(child, mood, sure=below, root=False) for child in found.children]
-    voice = _spoken(voices) or _own_voice(found, _joined(voices), mood, sure=sure, root=root)
+    below = above if rule.effect is Effect.PERMIT else every([above, both])
+    voices = [_walk(child, mood, below, root=False) for child in found.children]
+    voice = _spoken(voices) or _own_voice(found, _joined(voices), mood, above, root=root)
     if rule.effect is Effect.PERMIT and voice.say is _Say.PERMIT and not mood.grants(found.request):
         return _Voice(_Say.SILENT, found.request.why | voice.why)
     return voice
@@ -991,22 +993,23 @@ def _spoken(voices: Sequence[_Voice]) -> _Voice | None:
 
 
 def _own_voice(
-    found: _Matched, doubts: frozenset[Reason], mood: _Mood, *, sure: bool, root: bool
+    found: _Matched, doubts: frozenset[Reason], mood: _Mood, above: Test, *, root: bool
 ) -> _Voice:
     """CS-25 (3) to (5)."""
     if found.rule.effect is Effect.DENY:
         stands = mood.stands(found.both)
         return _Voice(_Say.DENY if stands else _Say.SILENT, found.both.why | doubts)
     if mood.grants(found.item):
-        labelled = bool(found.rule.labels)
-        return _Voice(_Say.PERMIT if sure else _Say.SILENT, found.item.why | doubts, labelled)
+        say = _Say.PERMIT if mood.grants(above) else _Say.SILENT
+        return _Voice(say, found.item.why | above.why | doubts, bool(found.rule.labels))
     return _Voice(_Say.IMPLICIT_DENY if root else _Say.SILENT, found.item.why | doubts)
 
 
 def _survivors(found: _Matched, mood: _Mood) -> _Voice:
-    """CS-25 (1): a restriction naming this reader survives under a permit for another."""
-    if not found.rule.actors or found.rest.answer is Answer.NO:
-        return _SILENT
+    """CS-25 (1): a restriction naming this reader survives under a permit for another.
+
+    That the parent's other tests are not "no" means that it has actors, who missed.
+    """
     own = [
         every([found.rest, child.both])
         for child in found.children
@@ -1050,7 +1053,7 @@ class _Speaker:
         self._policy = policy
         root = directive.root
         if root is not None and root.effect is None:
-            root = _with_effect(root, _left_to(directive.base, root))
+            root = replace(root, effect=_left_to(directive.base))
         self._root = root
         self._rules = tuple(root.tree()) if root is not None else ()
         self._by_reader = any(rule.of_author for rule in self._rules)
@@ -1125,11 +1128,11 @@ class _Speaker:
             return _SILENT
         root = _matched(self._root, iter(zip(rest, request, item, strict=True)))
         if _is_container(self.directive):
-            voices = [_walk(child, mood, sure=True, root=False) for child in root.children]
+            voices = [_walk(child, mood, YES, root=False) for child in root.children]
             spoken = _spoken(voices)
             alone = _base_alone(base, reached=reached)
             return spoken or _Voice(alone.say, alone.why | _joined(voices))
-        voice = _walk(root, mood, sure=True, root=True)
+        voice = _walk(root, mood, YES, root=True)
         if voice.say in {_Say.PERMIT, _Say.DENY}:
             return voice
         if base is not None and base.effect is Effect.DENY:
@@ -1168,17 +1171,11 @@ def _is_container(directive: Directive) -> bool:
     return root is not None and root.effect is None and root.bare
 
 
-def _left_to(base: Base | None, root: Rule) -> Effect:
-    """CS-21, both R4 encodings: an exception to the base, or a container for exceptions."""
-    if base is None:
-        return Effect.DENY  # not computable, and judged so before (CS-13)
-    if root.bare:
-        return base.effect
-    return Effect.DENY if base.effect is Effect.PERMIT else Effect.PERMIT
-
-
-def _with_effect(root: Rule, effect: Effect) -> Rule:
-    return replace(root, effect=effect)
+def _left_to(base: Base | None) -> Effect:
+    """CS-21: what a root without type is, an exception to its base. (A container is not walked,
+    nor is one without base, which is not computable.)
+    """
+    return Effect.PERMIT if base is not None and base.effect is Effect.DENY else Effect.DENY
 
 
 def is_computable(directive: Directive) -> bool:
@@ -1272,11 +1269,22 @@ def _names(voices: Iterable[_Voiced]) -> frozenset[str]:
     return frozenset(d.name for d, _ in voices)
 
 
+def _readers(asked: Request) -> list[str | None]:
+    """Each person who reads, those in a role or a team too; None: somebody unknown does."""
+    found: set[str | None] = set()
+    for reader in asked.readers or (None,):
+        if reader is not None and reader.split("/", 1)[0] in CATEGORIES:
+            found |= asked.directory.members(reader) or {None}
+        else:
+            found.add(reader)
+    return sorted(found, key=lambda person: person or "")
+
+
 def _look(
     speakers: Sequence[_Speaker], asked: Request, policy: Policy, item: Item
 ) -> tuple[Finding, tuple[_Heard, ...]]:
     """CS-33, CS-34: released if released for each reader; else would it be, were all known?"""
-    readers: Sequence[str | None] = sorted(set(asked.readers)) or [None]
+    readers = _readers(asked)
 
     def listen(mood: _Mood) -> list[list[_Voiced]]:
         return [
