@@ -52,6 +52,8 @@ class Rejection(Exception):  # noqa: N818 - the word of the domain
     headers: Mapping[str, str] = field(default_factory=dict)
     issues: Sequence[Issue] = ()
     """All issues, where there are several; else made of the first three fields."""
+    reference: str | None = None
+    """Number under which the log has more, for whoever asks."""
 
     def __str__(self) -> str:
         return f"{self.status} {self.issue}"
@@ -256,4 +258,9 @@ def unexpected(error: Exception) -> Rejection:
         sqlstate=sqlstate(error),
         at=f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else None,
     )
-    return Rejection("exception", f"The service failed; its log has it as {number}.", status=500)
+    return Rejection(
+        "exception",
+        f"The service failed; its log has it as {number}.",
+        status=500,
+        reference=number,
+    )

@@ -332,7 +332,7 @@ class Pages:
                 "lines": lines,
                 "both": both,
                 "again": away,
-                "number": getattr(rejection, "reference", None),
+                "number": rejection.reference,
             },
             status=rejection.status,
         )
