@@ -2,13 +2,15 @@
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 from fastapi import FastAPI
 
+from services.ingest import waiting
 from services.ingest.api import add_door
 from services.ingest.flow import Heard, House, Keys
-from services.ingest.waiting import look_after
 from services.plumbing import audit, carriers, chain, process, settings, telemetry
 from services.plumbing.auth import Auth, Authority, authority_client, guard
 from services.plumbing.clock import Clock
@@ -55,9 +57,37 @@ def build(said: IngestSettings) -> Built:
     add_door(app, house)
 
     async def held(stop: asyncio.Event) -> None:
-        await look_after(house, stop)
+        await waiting.look_after(house, stop)
 
     return Built(app, house, [held, *carriers.relaying(said, db), *chain.sealing(said, db)])
+
+
+async def replay(
+    said: IngestSettings, ids: Sequence[UUID], by: str, *, every: bool, discard: bool
+) -> list[str]:
+    """`passerelle replay ingest`: a line a refused body; without ids or `every` only listed.
+
+    No line holds a value: id, site, type, status, issue codes, result.
+    """
+    house = build(said).house
+    try:
+        if discard:
+            done = await waiting.discard_refused(house, ids, by)
+            return [f"{done} discarded"]
+        if ids or every:
+            return [
+                f"{one.id} {one.site} {one.result}"
+                for one in await waiting.replay(house, by, ids=None if every else ids)
+            ]
+        return [
+            f"{row.id} {row.site} {row.kind} {row.arrived:%Y-%m-%d %H:%M:%SZ} {row.status}"
+            f" {row.times} times: "
+            + ", ".join(dict.fromkeys(issue["code"] for issue in row.outcome["issue"]))
+            for row in await waiting.listed(house)
+        ] or ["Nothing waits."]
+    finally:
+        await house.db.close()
+        await house.authority.http.aclose()
 
 
 async def run(said: IngestSettings) -> int:

@@ -137,6 +137,8 @@ class Item:
     """An unused condition: nothing of it was used (HA-12)."""
     proposal: UUID = field(default_factory=new_id)
     names: list[store.Name] | None = field(default=None, repr=False)
+    is_fine: bool = False
+    """It was read, and nothing was wrong with it by itself."""
 
     @property
     def kind(self) -> str:
@@ -227,6 +229,7 @@ def prepare(item: Item, door: Door) -> Item:
     if entry.method == "DELETE":
         if entry.kind != "Encounter" or entry.logical_id is None or entry.query is not None:
             item.refuse(_unsupported(entry, "DELETE Encounter/[id] is what may be deleted."))
+        item.is_fine = not item.problems
         return item
     assert entry.resource is not None
     assert entry.text is not None
@@ -234,9 +237,9 @@ def prepare(item: Item, door: Door) -> Item:
     item.refuse(*gate.check(entry.resource, entry.text, entry.kind, at=at))
     if entry.resource.get("resourceType") == entry.kind:
         _request(item)
-    if item.problems:
-        return item
-    _interpret(item, door)
+    if not item.problems:
+        _interpret(item, door)
+    item.is_fine = not item.problems
     return item
 
 
@@ -306,6 +309,8 @@ def _scope(kind: str, letters: str) -> Problem:
 
 def reset(item: Item) -> None:
     """As it was after `prepare`, for a transaction that is run again."""
+    if item.is_fine:
+        item.problems.clear()
     item.record, item.hold, item.text = None, None, None
     item.version = item.status = 0
     item.is_ignored = False

@@ -114,6 +114,29 @@ async def admit(house: House, key: UUID, version: int, by: str) -> bool:
         return row is not None and await reconsider(tx, house, [row]) == 1
 
 
+async def discard(house: House, key: UUID, version: int, by: str, reason: str) -> bool:
+    """A person sets a held message aside, with a reason; False if it does not wait (HA-81)."""
+    async with house.db.work() as tx:
+        return await store.discard(tx, key, version, by, reason)
+
+
+async def listed(house: House, site: str | None = None) -> list[RefusedRow]:
+    """The refused queue, oldest first."""
+    async with house.db.work() as tx:
+        return await store.refused(tx, site=site)
+
+
+async def discard_refused(house: House, ids: Sequence[UUID], by: str) -> int:
+    """A person sets refused bodies aside for good; how many. Their records stay."""
+    async with house.db.work() as tx:
+        rows = await store.refused(tx, ids=ids)
+        for row in rows:
+            await store.refused_settled(
+                tx, row.id, state="discarded", by=by, result="", now=house.clock.now()
+            )
+        return len(rows)
+
+
 @dataclass(frozen=True, slots=True)
 class Replayed:
     """What became of one refused body."""

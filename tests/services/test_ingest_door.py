@@ -4,6 +4,7 @@ import asyncio
 import gzip
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ import pytest
 from fhir.resources.R4B.capabilitystatement import CapabilityStatement
 
 from services.ingest import gate, verbatim
+from services.ingest.api import add_door
+from services.plumbing import audit
+from services.plumbing.auth import Auth, guard
 from services.plumbing.db import Database
+from services.plumbing.web import make_app
+from tests.services.authorities import AUDIENCE
 from tests.services.ingest_door import BASE, IngestDoor, ed_visit, opened, patient
 
 
@@ -448,3 +454,51 @@ async def test_validate_stores_nothing(door: IngestDoor) -> None:
     held = await door.ask("POST", "/Encounter/$validate", wrapped)
     assert held.json()["issue"][0]["severity"] == "warning"
     assert await door.rows("select key from resource") == []
+
+
+async def test_without_a_database_nothing_is_promised(door: IngestDoor) -> None:
+    """Section 7: 503 with Retry-After, and nothing half-written."""
+    await door.put(patient())
+    token = door.token("hospital-a")
+    nowhere = Database("postgresql://nobody@127.0.0.1:1/nothing", "ingest")
+    away = make_app("ingest", nowhere)
+    door.stage.hosts["http://away.example.ca"] = away
+    authority = door.stage.authority()
+    auth = Auth(authority, AUDIENCE, lambda: door.regions[0], door.stage.clock)
+    guard(away, auth, audit.refusals(nowhere, door.house.clock.now))
+    add_door(away, replace(door.house, db=nowhere))
+    for method, path, body in (
+        ("PUT", "/Encounter/e1", ed_visit()),
+        ("POST", "", {"resourceType": "Bundle", "type": "batch", "entry": [
+            {"resource": ed_visit(), "request": {"method": "PUT", "url": "Encounter/e1"}}]}),
+        ("GET", "/Encounter/e1", None),
+    ):  # fmt: skip
+        answer = await door.stage.http.request(
+            method,
+            f"http://away.example.ca/fhir{path}",
+            content=None if body is None else orjson.dumps(body),
+            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/fhir+json"},
+        )
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) > 0
+        assert answer.json()["issue"][0]["code"] == "transient"
+    await nowhere.close()
+    assert await door.facts() == []
+
+
+async def test_transactions_that_cross_are_run_again(door: IngestDoor) -> None:
+    """Each of many writers of the same few patients and visits is answered 2xx, none lost."""
+
+    async def write(number: int) -> set[int]:
+        who, visit = f"p{number % 3}", str(number % 4)
+        subject = {"reference": f"Patient/{who}"}
+        reason = [{"text": f"TEST {number}"}]
+        one = await door.put(patient(who, card=None, gender=["male", "female"][number % 2]))
+        two = await door.put(ed_visit(visit, subject=subject, reasonCode=reason))
+        return {one.status_code, two.status_code}
+
+    answers = await asyncio.gather(*(write(number) for number in range(24)))
+    assert set().union(*answers) <= {200, 201}
+    versions = await door.rows("select version from version where kind = 'Encounter'")
+    assert len(versions) == 24
+    assert len(await door.events("patient.identified.v1")) >= 3
