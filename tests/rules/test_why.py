@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from itertools import pairwise
 
 from services.screening import why
 from services.screening.flag import stand
@@ -60,6 +61,19 @@ def test_an_open_visit_is_open_then_not_closed_then_stale() -> None:
         (item,) = explained(visit, now=now).items
         assert [note.code for note in item.notes] == [code]
         assert item.end is None
+
+
+def test_ct_45_an_open_visit_reads_differently_next_at_each_of_its_turns() -> None:
+    visit = encounter("a", "2026-06-01 09:00-04")
+    turns = [
+        "2026-06-01 09:00-04",
+        "2026-06-05 09:00-04",
+        "2026-06-15 09:00-04",
+        "2027-06-01 09:00-04",
+    ]
+    for now, then in pairwise(["2026-05-31 09:00-04", *turns]):
+        assert explained(visit, now=now).restless == at(then)
+    assert explained(visit, now=turns[-1]).restless is None
 
 
 def test_cr_26_palliative_care_in_the_window_changes_the_words() -> None:
