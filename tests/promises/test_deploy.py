@@ -223,6 +223,7 @@ def selectors_find_pods(deploy: Path) -> None:
     chosen = [
         one["spec"]["selector"]
         for one in of_kind(deploy, "Service", "Deployment", "PodDisruptionBudget").values()
+        if one["metadata"]["name"] != "passerelle-inside"
     ] + [one["spec"]["podSelector"] for one in of_kind(deploy, "NetworkPolicy").values()]
     for selector in chosen:
         assert any(selects(selector, label) for label in labels), selector
@@ -238,6 +239,19 @@ def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
         one["key"] in labels and labels[one["key"]] in one.get("values", [labels[one["key"]]])
         for one in selector.get("matchExpressions", ())
     )
+
+
+def the_outside_reaches_the_doors_alone(deploy: Path) -> None:
+    (ingress,) = of_kind(deploy, "Ingress").values()
+    services = of_kind(deploy, "Service")
+    assert "selector" not in services["passerelle-inside"]["spec"]
+    for rule in ingress["spec"]["rules"]:
+        reached = {
+            path["path"]: path["backend"]["service"]["name"] for path in rule["http"]["paths"]
+        }
+        assert set(reached.values()) <= set(services) - {"passerelle-screening"}
+        if "/" in reached:
+            assert reached["/health"] == reached["/metrics"] == "passerelle-inside"
 
 
 def our_containers_can_do_little(deploy: Path) -> None:
@@ -306,6 +320,7 @@ CHECKS = [
     ports_are_served,
     references_lead_somewhere,
     selectors_find_pods,
+    the_outside_reaches_the_doors_alone,
     our_containers_can_do_little,
     scaling_watches_what_is_read,
     kubernetes_accepts,
@@ -344,6 +359,8 @@ def test_it_is_true(check: Check) -> None:
         (references_lead_somewhere, f"{BASE}/notify.yaml", "passerelle-region", "the-region"),
         (selectors_find_pods, f"{BASE}/disruption.yaml", "passerelle-notify}", "notify}"),
         (selectors_find_pods, f"{BASE}/network.yaml", "- passerelle-topics", "- topics"),
+        (the_outside_reaches_the_doors_alone, f"{EXAMPLE}/ingress.yaml", "/metrics", "/metric"),
+        (the_outside_reaches_the_doors_alone, f"{EXAMPLE}/ingress.yaml", "-ingest", "-screening"),
         (our_containers_can_do_little, "Dockerfile", "USER 65532", "USER 0"),
         (our_containers_can_do_little, "compose.yaml", "read_only: true", "read_only: false"),
         (our_containers_can_do_little, f"{BASE}/jobs.yaml", "drop: [ALL]", "drop: []"),
