@@ -148,11 +148,11 @@ def _d07(profile: Profile, at: datetime) -> Part:
 
 
 def _d08(profile: Profile, at: datetime) -> Part:
-    """Denies the clinic's nurse: nothing is sent, and that can be proved."""
+    """Denies the clinic's only nurse: nothing is sent, and that can be proved."""
     who = _person(8, "Tablier", "Honoré", date(1966, 3, 17), female=False)
     visits = _visits(who, at, days=(-220, -140, -70, 0.9), codes=("R07.4", "S61.0", "R51", "R07.4"))
     said = Wish(Restriction.NAMED, _minute(at - timedelta(days=40)))
-    return Part(who, _on(profile, ("clinic-a", "nurse-a")), visits, wishes=(said,))
+    return Part(who, _on(profile, ("clinic-b", "nurse-b")), visits, wishes=(said,))
 
 
 def _d09(profile: Profile, at: datetime) -> Part:
@@ -212,7 +212,7 @@ def _person(number: int, family: str, given: str, born: date, *, female: bool) -
         female=female,
         family=family,
         given=given,
-        language="en" if number in (3, 5, 6, 15) else "fr",
+        language="en" if number in (3, 5, 6, 8, 15) else "fr",
         tags=frozenset(),
         card=f"TEST{FIRST + number:08d}",
         home=0,

@@ -33,9 +33,9 @@ SPEED = 3600.0
 """Business seconds a real second, once the region is live."""
 WEEKS = timedelta(days=35)
 """How long before the first live instant the region went live."""
-STEP = timedelta(hours=6)
+STEP = timedelta(hours=12)
 """By how much the clock moves on in those weeks."""
-SHORTEST_STEP = 0.1
+SHORTEST_STEP = 0.2
 """Real seconds a step takes at least, so that the services stay within hours of the clock."""
 TICK = 0.5
 """Real seconds between two looks at what is to be sent, in fast time."""
@@ -215,7 +215,7 @@ class House:
             together.create_task(keep_up(Emr(door), seed, never, every=4 * TICK))
             while True:
                 now = self._clock.now()
-                self._look_ahead(now)
+                self._look_ahead(since, now)
                 await self._send(since, now)
                 self._keep(Phase.LIVE, now)
                 since = now
@@ -232,13 +232,16 @@ class House:
                 if own:
                     together.create_task(engine.deliver(own))
 
-    def _look_ahead(self, now: datetime) -> None:
-        """A year more of life, shortly before the one that is known ends."""
+    def _look_ahead(self, since: datetime, now: datetime) -> None:
+        """A year more of life, shortly before the one that is known ends.
+
+        What was to be sent from `since` on stays, however far `now` has run ahead.
+        """
         lived = (now.date() - self._region.start).days
         if lived + 2 > self._days:
             self._days = lived + int(YEAR)
             later = feed(self._region, self._days, cast.messages(self._region))
-            self._feed = [each for each in later if each.sent >= now - timedelta(days=1)]
+            self._feed = [each for each in later if each.sent >= since]
 
     def _keep(self, phase: Phase, until: datetime) -> Bookmark:
         mark = Bookmark(self._region.seed, phase, until)

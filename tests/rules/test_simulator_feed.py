@@ -387,7 +387,7 @@ def test_d08_denies_the_nurse_of_the_panel() -> None:
     region = demo()[0]
     (consent,) = (c for _, c in papers.consents(region) if c["id"] == "TEST-consent-90000008")
     actor = consent["provision"]["actor"][0]["reference"]["reference"]
-    assert (consent["provision"]["type"], actor) == ("deny", "Practitioner/nurse-a")
+    assert (consent["provision"]["type"], actor) == ("deny", "Practitioner/nurse-b")
 
 
 def test_d09_is_labelled_from_the_first_message() -> None:
