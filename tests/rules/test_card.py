@@ -1,9 +1,10 @@
 """What becomes of a card: made once, brought back, taken back, and what a clinic may do."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -383,7 +384,7 @@ def test_who_loses_a_card_and_who_keeps_it(status: Status, why: Why) -> None:
     ],
 )
 def test_who_may_not_be_told_any_more_keeps_nothing_in_any_state(
-    lost: Mapping[str, object], why: Why
+    lost: dict[str, Any], why: Why
 ) -> None:
     for status in set(Status) - TAKEN_BACK:
         (after,) = settled(replace(situation(), **lost), card(status))

@@ -1,5 +1,6 @@
 """Whose patient is it (CA-40, CA-43, CA-46)."""
 
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -145,6 +146,9 @@ def test_a_claim_is_confirmed_only_if_card_name_and_birth_date_agree(
 
 def test_nothing_known_confirms_nothing() -> None:
     assert not confirms(Identity(None, None, None), Identity(None, None, None))
+    for gap in ("card", "family", "birth_date"):
+        less = replace(CLAIM, **{gap: None})
+        assert not confirms(less, less)
     assert not confirms(Identity("s|1", "-", "1950-02-03"), Identity("s|1", "''", "1950-02-03"))
 
 

@@ -99,8 +99,9 @@ def test_below_the_threshold_there_is_nothing_to_tell() -> None:
 
 def test_no_hold_applies_where_something_is_hidden() -> None:
     three = standing(*FOUR[1:], ed_visit(5, 400), held=True)
-    assert see(three, ALL, NOW).state is State.FLAGGED
-    assert see(three, ALL - {item(5)}, NOW).state is State.WATCH
+    assert (see(three, ALL, NOW).state, see(three, ALL, NOW).held) == (State.FLAGGED, True)
+    seen = see(three, ALL - {item(5)}, NOW)
+    assert (seen.state, seen.held) == (State.WATCH, False)
 
 
 def test_a_stay_is_visible_only_if_every_encounter_in_it_is() -> None:
@@ -130,6 +131,7 @@ def test_a_recount_falls_without_an_event_and_says_when() -> None:
     assert falls == NOW + 65 * DAY  # the visit of 300 days ago leaves
     assert see(five, visible, falls - timedelta(microseconds=1)).state is State.FLAGGED
     assert see(five, visible, falls).state is State.WATCH
+    assert see(five, visible, falls).next_change == NOW + 165 * DAY
     assert changes_by_itself(five, ALL, NOW) is None
 
 
@@ -213,3 +215,11 @@ def test_a_diagnosis_brings_its_label_again_at_use(code: str, brought: set[str])
     assert used(frozenset(), local) == frozenset()
     assert used(frozenset(), None) == frozenset()
     assert used(None, icd) is None
+
+
+def test_since_begins_again_after_a_break() -> None:
+    """Four in the first year, three for a while, then four again."""
+    first = [ed_visit(n, days) for n, days in ((1, 700), (2, 400), (3, 360), (4, 340))]
+    later = [ed_visit(6, 300), ed_visit(7, 5), ed_visit(8, 1)]
+    seen = see(standing(*first, *later), ALL - {item(8)}, NOW)
+    assert (seen.state, seen.since) == (State.FLAGGED, NOW - 5 * DAY)
