@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null || echo .tooling/bin/uv)
-FAST := tests/rules tests/promises tests/services
+FAST := tests/rules tests/consent tests/promises tests/services
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help

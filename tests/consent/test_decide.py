@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -359,3 +360,10 @@ def test_the_command_ends_with_two_for_an_unusable_document() -> None:
     assert done.returncode == decide.UNUSABLE
     assert json.loads(done.stdout)["error"]["code"] == "missing-field"
     assert SECRET.encode() not in done.stdout + done.stderr
+
+
+def test_the_example_of_the_docs_is_what_the_command_prints() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "consent.md").read_text()
+    example = page.split("$ cat question.json\n")[1].split("```")[0]
+    question, printed = example.split("$ passerelle consent-decide < question.json\n")
+    assert decide.answer(question.encode()) == (decide.DECIDED, printed.strip().encode())
