@@ -198,6 +198,7 @@ create table flag (
   updated timestamptz not null,
   unique (clinic, patient)
 );
+create index flag_patient on flag (patient);
 create index flag_updated on flag (clinic, updated, id);
 
 -- Commit order of a clinic's changes: who stamps holds the row until it commits (CA-15).
@@ -217,6 +218,8 @@ create table outlook (
   at timestamptz not null,
   primary key (clinic, patient)
 );
+
+create index outlook_patient on outlook (patient);
 
 -- Decisions, for the privacy officer alone (CS-35, CS-42).
 create table decision (
