@@ -1,8 +1,12 @@
 """A whole house for a story: its own data directory and ports, on either carrier."""
 
+import os
 import re
+import secrets
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -71,13 +75,20 @@ async def a_house(
 
 @pytest.fixture(params=["postgres", pytest.param("kafka", marks=pytest.mark.kafka)])
 def carried(request: pytest.FixtureRequest) -> dict[str, str]:
-    """The variables that choose a carrier: each story runs on both."""
+    """The variables that choose a carrier: each story runs on both. Kafka's topics are made."""
     if request.param == "postgres":
         return {}
     broker: Broker = request.getfixturevalue("broker")
-    import secrets
-
-    return {
+    variables = {
         "PASSERELLE_KAFKA_BOOTSTRAP": broker.bootstrap,
         "PASSERELLE_KAFKA_PREFIX": f"s{secrets.token_hex(4)}.",
     }
+    made = subprocess.run(
+        [sys.executable, "-m", "services.cli.main", "topics"],
+        env={**os.environ, **variables},  # noqa: TID251 - a child of the tests
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "encounter.recorded.v1: made" in made.stdout
+    return variables
