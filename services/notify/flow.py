@@ -103,6 +103,7 @@ async def on_episodes_changed(batch: Sequence[EpisodeChanged], turn: Turn) -> No
 async def on_patients_identified(batch: Sequence[PatientIdentified], turn: Turn) -> None:
     """Panels and Consents that came before it now find their patient."""
     patients = {event.patient for event in batch}
+    await store.hold_tokens(turn.tx, [t.digest for event in batch for t in event.tokens])
     await store.lock(turn.tx, patients)
     await store.keep_identified(turn.tx, batch)
     await match_panels(patients, turn)

@@ -51,6 +51,7 @@ async def upload_panel(upload: Upload, turn: Turn, trail: Trail) -> dict[str, An
     read = _read(upload, house)
     members, mentioned = _by_digest(read, house)
     tx = turn.tx
+    await store.hold_tokens(tx, [digest for tokens in mentioned for _, digest in tokens])
     async with store.acting(tx, upload.clinic):
         present = {
             (row.key_id, row.digest): row for row in await store.present_panel(tx, upload.clinic)
@@ -270,6 +271,7 @@ async def capture_consent(capture: Capture, turn: Turn, trail: Trail) -> Capture
     token = _subject(resource, house)
     directive = reading.directive(resource, telling.policy_of(house.region()).zone)
     id_ = capture.id or str(telemetry.new_id())
+    await store.hold_tokens(tx, [token[1]])
     patients = await store.matched(tx, [token])
     roots = sorted(await store.families(tx, patients))
     await store.change_consents(tx, roots)

@@ -511,6 +511,19 @@ _SPEAK_FOR = text(
 ).bindparams(bindparam("keys", type_=_uuids))
 
 
+# Who adds a token and who adds a claim by it wait for each other: neither sees what the other
+# has not committed yet, and the claim would stay unmatched. Taken before any row is locked.
+_HOLD_TOKENS = text(
+    "select pg_advisory_xact_lock(20260303, bucket) from ("
+    " select distinct hashtext(d) & 255 as bucket from unnest(:digests) d order by 1) b"
+).bindparams(bindparam("digests", type_=_texts))
+
+
+async def hold_tokens(tx: Tx, digests: Iterable[str]) -> None:
+    """Nobody else matches by these tokens until `tx` ends."""
+    await tx.execute(_HOLD_TOKENS, {"digests": sorted(set(digests))})
+
+
 async def hear_consents(tx: Tx, patients: Iterable[UUID]) -> None:
     """No Consent of these patients changes until `tx` ends."""
     await tx.execute(_LISTEN_TO, {"keys": sorted(set(patients))})

@@ -1,5 +1,6 @@
 """The story of notify on a real PostgreSQL: whose patient, may they be told, which card."""
 
+import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,6 +22,7 @@ from services.plumbing.db import Database
 from tests.conftest import FreshDatabase
 from tests.services import notify_builders as build
 from tests.services.notify_builders import DAY, NOW, TERMS
+from tests.services.notify_door import consent, panel
 
 
 class Desk:
@@ -280,6 +282,60 @@ async def test_a_dry_run_changes_nothing(desk: Desk, owner: asyncpg.Connection) 
     report = await desk.upload(patient(), dry_run=True)
     assert (report["added"], report["applied"]) == (1, False)
     assert await owner.fetchval("select count(*) from notify.panel") == 0
+
+
+async def overlapping(desk: Desk, first: Any, second: Any) -> None:
+    """`first` begins and is open while `second` begins; then both commit."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> None:
+        async with desk.db.work() as tx:
+            await first(tx)
+            begun.set()
+            await go_on.wait()
+
+    async def other() -> None:
+        async with desk.db.work() as tx:
+            await second(tx)
+
+    slowly = asyncio.create_task(slow())
+    await begun.wait()
+    then = asyncio.create_task(other())
+    await asyncio.wait([then], timeout=0.5)
+    go_on.set()
+    await asyncio.gather(slowly, then)
+
+
+@pytest.mark.parametrize("identity_first", [True, False])
+@pytest.mark.parametrize("claim", ["panel", "consent"])
+async def test_an_identity_and_a_claim_in_overlapping_transactions_find_each_other(
+    db: Callable[[str], Database], claim: str, *, identity_first: bool
+) -> None:
+    """Neither sees what the other has not committed; still none is left unmatched."""
+    desk = Desk(
+        db("notify"), build.house(build.region("opt-in" if claim == "consent" else "implied"))
+    )
+    p = patient()
+    await desk.hear(build.flag(p))
+    if claim == "consent":
+        await desk.hear(build.identified(patient()))
+        await desk.upload(p)
+
+    async def identity(tx: Any) -> None:
+        await flow.on_patients_identified([build.identified(p)], desk.turn(tx))
+
+    async def claimed(tx: Any) -> None:
+        if claim == "panel":
+            upload = Upload("clinic-a", panel(p).encode(), None, Mode.DELTA, dry_run=False)
+            trail = Trail(desk.now, "clinic-a-emr", "client", tenant="clinic-a")
+            await intake.upload_panel(upload, desk.turn(tx), trail)
+        else:
+            capture = Capture(consent(p, PERMIT_CLINIC_A), "hospital-a", "hospital-a", "TEST-c1")
+            trail = Trail(desk.now, "hospital-a", "client", tenant="hospital-a")
+            await intake.capture_consent(capture, desk.turn(tx), trail)
+
+    await overlapping(desk, *((identity, claimed) if identity_first else (claimed, identity)))
+    assert (await desk.card()).patient == p
 
 
 # --- may they be told -------------------------------------------------------------------------
