@@ -45,10 +45,11 @@ from pydantic import SecretStr
 from schemas.envelope import Envelope
 from services.plumbing import telemetry
 from services.plumbing.clock import Clock
-from services.plumbing.db import CHANNEL, Database, is_passing
+from services.plumbing.db import CHANNEL, Database, is_passing, libpq_url
 from services.plumbing.eventlog import (
     BATCH,
     POLL,
+    SOON,
     LogError,
     Place,
     Reader,
@@ -240,6 +241,10 @@ class Relay:
         self._clock = clock
         self._most = BATCH
         self._wake = asyncio.Event()
+        self._wait = POLL
+        """Real seconds. Short after a bell: what rang may still lie behind an open transaction
+        that states nothing itself, and so will not ring when it ends.
+        """
 
     async def run(self, stop: asyncio.Event) -> None:
         """Carry until `stop` is set. LogError: Kafka refuses this service."""
@@ -277,8 +282,7 @@ class Relay:
     @asynccontextmanager
     async def _leadership(self, stop: asyncio.Event) -> AsyncIterator[asyncpg.Connection]:
         """A session that holds this service's lock, as its worker role."""
-        url = self._db.engine.url.set(drivername="postgresql")
-        session = await asyncpg.connect(url.render_as_string(hide_password=False))
+        session = await asyncpg.connect(libpq_url(self._db.engine.url))
         try:
             await session.execute(f"set role passerelle_{self._db.service}_worker")
             await session.add_listener(CHANNEL, self._heard)
@@ -320,8 +324,10 @@ class Relay:
         waiting = (self._clock.now() - rows[0]["time"]).total_seconds() if rows else 0.0
         telemetry.gauge("log_uncarried_seconds", self._db.service).set(max(waiting, 0.0))
         if not rows:
-            await _first(POLL, stop.wait(), self._wake.wait())
+            await _first(self._wait, stop.wait(), self._wake.wait())
+            self._wait = SOON if self._wake.is_set() else min(self._wait * 2, POLL)
             return
+        self._wait = SOON
         carrying = asyncio.create_task(self._carry(producer, rows))
         try:
             while not (carrying.done() or stop.is_set()):
