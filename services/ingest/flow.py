@@ -497,21 +497,32 @@ class _Batch:
     def _names_that_decide(self, item: Item) -> list[store.Name]:
         entry, read = item.entry, item.read
         by_id = [(item.kind, f"id/{entry.logical_id}")] if entry.logical_id else []
-        alias = (entry.resource or {}).get("id")
-        also = []
-        if entry.method == "POST" and alias is not None and self.door.name == "rest":
-            also = [(item.kind, f"id/{alias}")]
         if isinstance(read, EncounterRead):
             visit = [] if read.visit is None else [self._number("Encounter", read.visit)]
-            return [*by_id, *visit, *also]
+            return [*by_id, *visit, *self._alias(item, read.identifiers)]
         if isinstance(read, PatientRead):
-            if by_id:
-                return by_id
             presented = self.people.presented(read.identifiers)
-            numbers = [one for one in presented if not one.token.is_card] or presented
+            numbers = [one for one in presented if not one.token.is_card]
+            if not by_id:
+                numbers = numbers or presented
             names = [("Patient", f"no/{one.token.digest}") for one in numbers]
-            return [*(names or [("Patient", f"as/{item.digest}")]), *also]
+            if not by_id and not names:
+                names = [("Patient", f"as/{item.digest}")]
+            return [*by_id, *names, *self._alias(item, read.identifiers)]
         return by_id
+
+    def _alias(self, item: Item, identifiers: Sequence[Identifier]) -> list[store.Name]:
+        """The sender's own id, under which it may come back (HA-11).
+
+        The ids of a message's resources are local to it, unless one is also the number that the
+        hospital knows the resource by.
+        """
+        alias = (item.entry.resource or {}).get("id")
+        if item.entry.method != "POST" or alias is None:
+            return []
+        if self.door.name == "message" and all(one.value != alias for one in identifiers):
+            return []
+        return [(item.kind, f"id/{alias}")]
 
     def _number(self, kind: str, identifier: Identifier) -> store.Name:
         return kind, f"no/{self.token(kind, identifier)}"
@@ -660,6 +671,15 @@ class _Batch:
             deciding = [name for name in own if not name[1].startswith("id/")]
         keys = [self.keys[name] for name in deciding]
         come = [key for key in keys if key in self.records and self.records[key].version]
+        if isinstance(read, PatientRead) and item.entry.logical_id is not None:
+            # Another record with the same number is another record, unless it has no id of the
+            # hospital's own: then it came by a message, and this is its id.
+            come = [
+                key
+                for key in come
+                if key == keys[0] or self.records[key].id == str(self.records[key].key)
+            ]
+            keys = keys[:1]
         known = [key for key in keys if key != item.proposal]
         key = (come or known or [item.proposal])[0]
         for name in own:
@@ -743,8 +763,10 @@ class _Batch:
                 self._odd(record, "gender-differs", "Patient.gender")
             self.people.learn(verdict, presented, read, record.key)
             if not is_older:
-                record.temporary = read.temporary
                 item.hold = self._links(item, record, verdict, read)
+                # Once merged it has a lasting identity, whatever its number looks like.
+                is_merged = self.people.by_key[verdict].surviving is not None
+                record.temporary = read.temporary and not is_merged
         if len(presented) < len({(one.system, one.value) for one in read.identifiers}):
             self._odd(record, "identifier-unusable", "Patient.identifier")
         self._add(item, record, None)
@@ -756,7 +778,9 @@ class _Batch:
         """Merge and unmerge as the hospital says (HA-97)."""
         person = self.people.by_key[key]
         if read.replaced_by is None or read.active:
-            if person.surviving is not None and person.link_record == record.key and read.active:
+            # A copy of the patient in a notification about a visit is no word on a merge.
+            speaks = read.active and self.door.name != "message"
+            if person.surviving is not None and person.link_record == record.key and speaks:
                 self.people.unlink(key, cause="record", record=record.key, by=self.door.client)
             return None
         other = self._referred(item, "Patient", read.replaced_by)
@@ -769,7 +793,6 @@ class _Batch:
             key, other.patient, cause="record", record=record.key, by=self.door.client
         ):
             return Hold(Reason.MERGE_CIRCLE)
-        record.temporary = False  # it has a lasting identity now
         return None
 
     def _encounter(self, item: Item, record: Record, read: EncounterRead) -> None:

@@ -18,6 +18,7 @@ from tests.services.ingest_door import (
     IngestDoor,
     bundle,
     ed_visit,
+    notification,
     opened,
     patient,
     region,
@@ -252,6 +253,48 @@ async def test_a_temporary_identity_is_let_go_by_a_merge(door: IngestDoor) -> No
     [merged] = await door.events("patient.merged.v1")
     assert fact["patient"] == merged["retired"]
     assert await door.held() == []
+
+
+async def test_a_record_known_by_messages_is_the_one_that_is_put_and_merged(
+    door: IngestDoor,
+) -> None:
+    """HA-96, HA-97: a hospital that sends visits by message and its patients by PUT."""
+    for number, id_ in enumerate(("TEST-TMP-7", "TEST-MRN-7")):
+        who = patient(id_, card=None, identifier=[{"system": RECORD, "value": id_}])
+        sent = notification(
+            "admit", ed_visit(str(number)), who, id_=f"b{number}", header=f"h{number}"
+        )
+        assert (await door.ask("POST", "/$process-message", sent)).status_code == 200
+    assert await door.held() == ["temporary-identity"]
+    retired = patient(
+        "TEST-TMP-7", card=None, active=False,
+        identifier=[{"system": RECORD, "value": "TEST-TMP-7"}],
+        link=[{"type": "replaced-by", "other": {"reference": "Patient/TEST-MRN-7"}}],
+    )  # fmt: skip
+    assert (await door.put(retired)).status_code == 200
+    assert await door.held() == []
+    assert len(await door.events("patient.merged.v1")) == 1
+    assert len(await door.facts()) == 2
+    assert len(await door.rows("select key from resource where kind = 'Patient'")) == 2
+    who = patient("TEST-TMP-7", card=None, identifier=retired["identifier"])
+    later = notification(
+        "discharge", ed_visit("0", status="finished", serviceType={"text": "TEST"}), who,
+        id_="b9", header="h9", at="2026-05-03T09:00:00Z",
+    )  # fmt: skip
+    assert (await door.ask("POST", "/$process-message", later)).status_code == 200
+    assert await door.held() == []
+    assert await door.events("patient.unmerged.v1") == []
+
+
+async def test_two_records_of_one_hospital_stay_two_records(door: IngestDoor) -> None:
+    """A PUT's own id decides (HA-70), also where a number or card is shared."""
+    await door.put(patient("p1"))
+    shared = patient("p2")
+    shared["identifier"][0]["value"] = "TEST-MRN-p1"
+    assert (await door.put(shared)).status_code == 201
+    rows = await door.rows("select id, patient from resource order by id")
+    assert [row["id"] for row in rows] == ["p1", "p2"]
+    assert rows[0]["patient"] == rows[1]["patient"]
 
 
 async def test_a_card_that_is_not_one_is_not_matched(door: IngestDoor) -> None:
