@@ -224,6 +224,9 @@ def read(
     )
 
 
+_PATIENT = re.compile(r"(?:.*/)?(?:Patient/)?[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
 def _asks_identifier(type_: str, name: str) -> bool:
     if name in {"patient:identifier", "patient.identifier", "subject:identifier"}:
         return True
@@ -245,6 +248,9 @@ def _check(name: str, value: str, parameter: Parameter) -> None:
     if parameter.kind == "date":
         for one in value.split(","):
             _range(name, _prefixed(one)[1])
+    if name == "patient" and not all(_PATIENT.fullmatch(one) for one in value.split(",")):
+        # Anything else may be a card number, and would stand in `link.self`.
+        raise BadSearchError(name, "A Patient of this server is needed; its id is a UUID.")
 
 
 def _count(said: Sequence[str]) -> int:
