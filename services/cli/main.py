@@ -10,7 +10,7 @@ from uuid import UUID
 import typer
 from rich.console import Console
 
-from services.cli import auditing, authority, demo, house, operations, postgres, tokens
+from services.cli import auditing, authority, demo, house, operations, postgres, rekeying, tokens
 from services.plumbing.migrate import MigrationError
 from services.plumbing.region import RegionError
 from services.plumbing.settings import SettingsError
@@ -23,6 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(auditing.commands, name="audit")
+app.add_typer(rekeying.commands, name="keys")
 terminal = Console(stderr=True, highlight=False, soft_wrap=True)
 
 DataDir = Annotated[

@@ -86,6 +86,10 @@ class Seals:
             raise SealBrokenError(f"field {name} does not open") from None
         return plain.decode()
 
+    def active(self, name: str) -> str:
+        """The key id that field `name` is sealed under now."""
+        return self._ring_of(name).active
+
     def _ring_of(self, name: str) -> Keyring:
         if name in DATES:
             return self._dates
