@@ -310,7 +310,8 @@ def _transaction(visit: Visit) -> Any:
 async def _note_read(tx: Tx, visit: Visit, found: Found, interaction: str = "read") -> None:
     if found.card is not None:
         await store.mark_shown(tx, [found.card])
-    await audit.record(tx, [visit.trail.read(found.entity, found.patient, interaction)])
+    made = visit.trail.read(found.entity, found.patient, interaction, content=found.content)
+    await audit.record(tx, [made])
 
 
 async def _search(
@@ -405,8 +406,9 @@ async def _note_search(
     await store.mark_shown(tx, [f.card for f in shown if f.card is not None])
     said = f"{query.type}?{urlencode(query.parameters())}"
     patients = [f.patient for f in shown if f.patient is not None]
-    records = visit.trail.searched(said, patients)
-    records += [visit.trail.read(f.entity, f.patient) for f in included]
+    told = {f.patient: f.content for f in shown if f.patient is not None and f.content is not None}
+    records = visit.trail.searched(said, patients, told)
+    records += [visit.trail.read(f.entity, f.patient, content=f.content) for f in included]
     await audit.record(tx, records)
 
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -294,7 +294,14 @@ class Courier:
         if event.focus is not None:
             card = next((c for c in sight.cards if c.id == sent.card), None)
             version = "" if card is None else f"/_history/{card.version}"
-            records.append(trail.disclosed(f"{event.focus}{version}", sent.patient, sent.clinic))
+            content = sight.content(sent.patient)
+            if content is not None and event.resource is None:
+                content = replace(content, items=("reference:1",))
+            records.append(
+                trail.disclosed(
+                    f"{event.focus}{version}", sent.patient, sent.clinic, content=content
+                )
+            )
         await store.put_decisions(tx, [row])
         await audit.record(tx, records)
 

@@ -15,9 +15,10 @@ from services.notify import card as cards
 from services.notify import fhir, reading, recount, store, telling
 from services.notify.card import Card
 from services.notify.fhir import Json, Voice, Whom
-from services.notify.recount import State, View
+from services.notify.recount import Kind, State, View
 from services.notify.store import Facts, FlagRow
 from services.notify.telling import House, Told
+from services.plumbing.audit import Content
 from services.plumbing.db import Tx
 
 SOFTWARE = "passerelle notify"
@@ -34,6 +35,8 @@ class Found:
     version: int = 1
     card: UUID | None = None
     """A card shown with its content: the clinic has it from now on."""
+    content: Content | None = None
+    """What it tells, in kinds and numbers (CS-114); None: a stub, or nothing of a patient."""
 
     @property
     def reference(self) -> str:
@@ -70,7 +73,22 @@ class Sight:
             return Found(fhir.stub(card, self.voice), card.patient, card.version)
         flag = self._flag_of(card.patient)
         body = fhir.task(told.trimmed(card), told.view, flag.id if flag else None, self.voice)
-        return Found(body, card.patient, card.version, card.id)
+        return Found(body, card.patient, card.version, card.id, self.content(card.patient))
+
+    def content(self, patient: UUID) -> Content | None:
+        """What is told of a patient, at which level and on what ground."""
+        told = self.told.get(patient)
+        if told is None or told.view is None:
+            return None
+        return Content(
+            items=(
+                f"ed-visit:{told.view.count(Kind.ED)}",
+                f"hospital-stay:{told.view.count(Kind.HOSPITAL)}",
+            ),
+            level="L1",
+            basis=tuple(sorted(told.decision.basis)),
+            policy=told.decision.policy,
+        )
 
     def tasks(self) -> list[Found]:
         return [found for card in self.cards if (found := self.task(card)) is not None]
@@ -100,7 +118,9 @@ class Sight:
         for row in self.flags:
             view = self._flag_view(row)
             if view is not None:
-                found.append(Found(fhir.flag(row, view, self.voice), row.patient, row.version))
+                body = fhir.flag(row, view, self.voice)
+                content = self.content(row.patient)
+                found.append(Found(body, row.patient, row.version, content=content))
         return found
 
     def patients(self) -> list[Found]:
@@ -131,7 +151,7 @@ class Sight:
             language=row.language if row and row.language else None,
             contact_note=own("contactNote"),
         )
-        return Found(fhir.patient(whom, 1, None), key)
+        return Found(fhir.patient(whom, 1, None), key, content=self.content(key))
 
     def provenances(self) -> list[Found]:
         """Why, of the present version of each card and Flag that may be seen."""
@@ -148,7 +168,7 @@ class Sight:
 
     def _provenance(self, target: Card | FlagRow, view: View) -> Found:
         body = fhir.provenance(target, view, SOFTWARE, self.voice, target.updated)
-        return Found(body, target.patient)
+        return Found(body, target.patient, content=self.content(target.patient))
 
     # --- Communication
 
@@ -181,7 +201,7 @@ class Sight:
         was = store.card_from_state(state)
         flag = self._flag_of(card.patient)
         body = fhir.task(told.trimmed(was), view, flag.id if flag else None, self.voice)
-        return Found(body, card.patient, was.version, card.id)
+        return Found(body, card.patient, was.version, card.id, self.content(card.patient))
 
 
 def _standing(row: store.StandingRow) -> recount.Standing:
