@@ -239,6 +239,7 @@ class Courier:
     async def _prepare(self) -> tuple[list[Attempt], int]:
         now = self.real()
         async with self.db.work() as tx:
+            await store.let_hearts_beat(tx, now, self.now())
             leased = await store.lease(tx, now, now + LEASE, MOST)
             attempts = [await self._decide(tx, one) for one in leased]
         ready = [one for one in attempts if one is not None]

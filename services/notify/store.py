@@ -1188,6 +1188,22 @@ _NEXT_DUE = text(
 )
 
 
+# After a silent period, if asked for; any event sets it back (CA-57).
+_HEARTBEATS = text(
+    "insert into notification (id, subscription, clinic, kind, number, at, state, due)"
+    " select gen_random_uuid(), s.id, s.clinic, 'heartbeat', 0, :at, 'pending', :now"
+    " from subscription s where s.status = 'active' and s.heartbeat is not null"
+    "  and s.last_sent + make_interval(secs => s.heartbeat) <= :now"
+    "  and not exists (select from notification n where n.subscription = s.id"
+    "   and n.kind = 'heartbeat' and n.state = 'pending')"
+)
+
+
+async def let_hearts_beat(tx: Tx, now: datetime, at: datetime) -> None:
+    """A heartbeat for each subscription that has heard nothing for its period (real time)."""
+    await tx.execute(_HEARTBEATS, {"now": now, "at": at})
+
+
 async def lease(tx: Tx, now: datetime, until: datetime, most: int) -> Sequence[Row[Any]]:
     """Notifications to attempt now, ours until `until` (real time)."""
     return (await tx.execute(_LEASE, {"now": now, "until": until, "most": most})).all()
