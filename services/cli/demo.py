@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -29,7 +28,7 @@ async def up(terminal: Console, data: Path, port: int, region: Path | None) -> N
     with terminal.status("Starting") as status:
         async with house.running(plan, lambda text: status.update(f"Starting: {text}")) as built:
             status.stop()
-            _say_where(terminal, built, demo=False)
+            _say_where(terminal, built)
             await stop.wait()
             terminal.print("Stopping; the data stays.")
 
@@ -52,11 +51,17 @@ async def demo(terminal: Console, data: Path, port: int, seed: int) -> None:
     with Progress(*columns, console=terminal, transient=True) as shown:
         bar = shown.add_task("Starting PostgreSQL", total=None)
 
+        said = ""
+
         def progress(text: str, done: int, total: int) -> None:
+            nonlocal said
             shown.update(bar, description=text, completed=done, total=total or None)
+            if not terminal.is_terminal and text != said:
+                terminal.print(f"  {text}")
+                said = text
 
         async with house.running(plan, lambda text: progress(f"Started {text}", 0, 0)) as built:
-            _say_where(terminal, built, demo=True)
+            _say_where(terminal, built)
             urls = {"ingest": f"{built.url('ingest')}/fhir", "notify": built.url("notify")}
             playing = asyncio.create_task(flow.play(seed, urls, built.token, clock, progress, stop))
             stopping = asyncio.create_task(stop.wait())
@@ -74,7 +79,7 @@ def _on_signals() -> asyncio.Event:
     return stop
 
 
-def _say_where(terminal: Console, built: House, *, demo: bool) -> None:
+def _say_where(terminal: Console, built: House) -> None:
     port = "" if built.plan.port == house.PORT else f" --port {built.plan.port}"
     folder = f" --data-dir {built.plan.data}"
     lines = [
@@ -94,5 +99,3 @@ def _say_where(terminal: Console, built: House, *, demo: bool) -> None:
     ]
     for line in lines:
         terminal.print(line, soft_wrap=True)
-    if demo and not sys.stderr.isatty():
-        terminal.print("  Sending the simulated year…")

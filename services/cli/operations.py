@@ -14,7 +14,7 @@ from services.plumbing import migrate as migrations
 from services.plumbing.clock import Clock
 from services.plumbing.db import Database
 from services.plumbing.eventlog import ask_replay, dead_letters, discard, reread
-from services.plumbing.settings import Settings, SettingsError
+from services.plumbing.settings import IngestSettings, Settings, SettingsError
 
 
 async def migrate() -> list[str]:
@@ -68,9 +68,14 @@ async def _database(service: str) -> AsyncIterator[Database]:
 async def replay(
     service: str, ids: Sequence[UUID], by: str, *, every: bool, discard_them: bool
 ) -> list[str]:
-    """Ask a reader to take dead letters in again; without ids or `every`, list what waits."""
+    """Have dead letters, or ingest's refused bodies, taken in again; else list what waits."""
+    if service == "ingest":
+        from services.ingest.__main__ import replay as refused  # noqa: PLC0415 - a service is loaded where it is asked for
+
+        said = settings.read(IngestSettings)
+        return await refused(said, ids, by, every=every, discard=discard_them)
     if service not in ("screening", "notify"):
-        raise SettingsError(f"{service}: screening or notify has dead letters")
+        raise SettingsError(f"{service}: ingest, screening or notify may have refused something")
     async with _database(service) as db:
         if discard_them:
             clock = Clock(settings.read(Settings).clock)
