@@ -56,9 +56,10 @@ async def demo(terminal: Console, data: Path, port: int, seed: int) -> None:
         def progress(text: str, done: int, total: int) -> None:
             nonlocal said
             shown.update(bar, description=text, completed=done, total=total or None)
-            if not terminal.is_terminal and text != said:
+            stage = text.partition(":")[0]
+            if not terminal.is_terminal and stage != said:
                 terminal.print(f"  {text}")
-                said = text
+                said = stage
 
         async with house.running(plan, lambda text: progress(f"Started {text}", 0, 0)) as built:
             _say_where(terminal, built)
