@@ -42,7 +42,7 @@ async def measure(database: FreshDatabase) -> bool:
     await owner.execute("analyze")
     began = time.perf_counter()
     async with owner.transaction(isolation="repeatable_read"):
-        verdict = await chain.verify(owner, None)
+        verdict = await chain.verify(owner, [])
     verifying = verdict.records / (time.perf_counter() - began)
     assert verdict.records == RECORDS
     assert not verdict.bad

@@ -132,8 +132,8 @@ _WORDS: Mapping[str, Mapping[Language, str]] = {
         Language.ENGLISH: "Register of disclosures and refusals",
     },
     "period": {
-        Language.FRENCH: "Établi le {at}.",
-        Language.ENGLISH: "Drawn up on {at}.",
+        Language.FRENCH: "Établi le {at}",
+        Language.ENGLISH: "Drawn up on {at}",
     },
     "nothing": {
         Language.FRENCH: "Personne n'a été informé.",

@@ -71,17 +71,15 @@ def _is_elsewhere(said: Settings) -> bool:
     return said.database_url is not None or said.owner_database_url is not None
 
 
-async def verify(data_dir: Path | None, public: str | None, folder: Path | None) -> Verdict:
+async def verify(data_dir: Path | None, public: Sequence[str], folder: Path | None) -> Verdict:
     """Recompute all chains and hold them to all checkpoints there are."""
     said = settings.read(Settings)
-    key = None
-    if public is not None:
-        key = chain.verifying_key(public)
-    elif said.checkpoint_key is not None:
-        key = chain.signing_key(said.checkpoint_key)
+    keys = [chain.verifying_key(one) for one in public]
+    if said.checkpoint_key is not None:
+        keys.append(chain.signing_key(said.checkpoint_key))
     elif not _is_elsewhere(said):
         data = _data(data_dir)
-        key = chain.signing_key(SecretStr(str(_secrets(data)["checkpoint_key"])))
+        keys.append(chain.signing_key(SecretStr(str(_secrets(data)["checkpoint_key"]))))
         folder = folder or data / "checkpoints"
     folder = folder or said.checkpoint_folder
     kept = (
@@ -90,7 +88,7 @@ async def verify(data_dir: Path | None, public: str | None, folder: Path | None)
         else []
     )
     async with chain.as_auditor(_url(said, data_dir)) as connection:
-        return await chain.verify(connection, key, kept)
+        return await chain.verify(connection, keys, kept)
 
 
 _OF_PATIENT = text(
@@ -176,14 +174,15 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 def verify_(
     data_dir: DataDir = None,
     public_key: Annotated[
-        str | None, typer.Option(help="Of the checkpoints; as `passerelle audit key` prints it.")
+        list[str] | None,
+        typer.Option(help="Of checkpoints, as `passerelle audit key` prints it; each that was."),
     ] = None,
     checkpoints: Annotated[
         Path | None, typer.Option(help="Folder where checkpoints are kept besides.")
     ] = None,
 ) -> None:
     """Recompute the hash chain of every audit. Exit code 0: whole; 1: the first bad positions."""
-    verdict = _run(verify(data_dir, public_key, checkpoints))
+    verdict = _run(verify(data_dir, public_key or [], checkpoints))
     for line in say(verdict):
         typer.echo(line)
     raise typer.Exit(1 if verdict.bad else 0)

@@ -338,13 +338,12 @@ class Checkpoint:
         return jws.serialize_compact(header, payload, key, algorithms=[ALGORITHM])
 
     @classmethod
-    def read(cls, statement: str, key: OKPKey | None) -> "Checkpoint":
-        """ValueError if it is none, or `key` did not sign it; without `key` it is taken as said."""
+    def read(cls, statement: str, keys: Sequence[OKPKey]) -> "Checkpoint":
+        """ValueError if it is none, or none of `keys` signed it; without keys taken as said."""
+        if keys and not any(_is_signed(statement, key) for key in keys):
+            raise ValueError("not a signed checkpoint")
         try:
-            if key is None:
-                payload: bytes = jws.extract_compact(statement.encode()).payload
-            else:
-                payload = jws.deserialize_compact(statement, key, algorithms=[ALGORITHM]).payload
+            payload: bytes = jws.extract_compact(statement.encode()).payload
             said = orjson.loads(payload)
             chains = {t: (int(n), str(hash_)) for t, (n, hash_) in said["chains"].items()}
             return cls(
@@ -356,6 +355,14 @@ class Checkpoint:
             )
         except (JoseError, ValueError, TypeError, KeyError, AttributeError):
             raise ValueError("not a signed checkpoint") from None
+
+
+def _is_signed(statement: str, key: OKPKey) -> bool:
+    try:
+        jws.deserialize_compact(statement, key, algorithms=[ALGORITHM])
+    except JoseError:
+        return False
+    return True
 
 
 # Verifying
@@ -403,20 +410,20 @@ _LINKS = (
 
 async def verify(
     connection: asyncpg.Connection,
-    key: OKPKey | None,
+    keys: Sequence[OKPKey],
     kept: Iterable[str] = (),
     services: Sequence[str] = SERVICES,
 ) -> Verdict:
     """Recompute every chain, and hold it to every checkpoint (CS-113).
 
     `connection` is in one transaction with one snapshot, in a role that sees all of the audit.
-    `key` verifies the checkpoints; `kept` are statements from elsewhere than the database.
+    One of `keys` signed each checkpoint; `kept` are statements from elsewhere than the database.
     """
     await connection.execute("set local timezone = 'UTC'; set local work_mem = '128MB'")
     verdict = Verdict()
     elsewhere = list(kept)
     for service in services:
-        stated = await _stated(connection, service, key, elsewhere, verdict)
+        stated = await _stated(connection, service, keys, elsewhere, verdict)
         await _walk(connection, service, stated, verdict)
         await _strays(connection, service, verdict)
     return verdict
@@ -429,7 +436,7 @@ Stated = dict[str, dict[int, tuple[str, int]]]
 async def _stated(
     connection: asyncpg.Connection,
     service: str,
-    key: OKPKey | None,
+    keys: Sequence[OKPKey],
     elsewhere: Sequence[str],
     verdict: Verdict,
 ) -> Stated:
@@ -439,7 +446,7 @@ async def _stated(
     statements: list[Checkpoint] = []
     for expected, row in enumerate(rows, start=1):
         try:
-            read = Checkpoint.read(row["statement"], key)
+            read = Checkpoint.read(row["statement"], keys)
         except ValueError as error:
             why = f"checkpoint {row['number']} is {error}"
             verdict.bad.append(Bad(service, None, None, why))
@@ -450,7 +457,7 @@ async def _stated(
             break
         previous = _digest(row["statement"])
         statements.append(read)
-    statements += _of(service, elsewhere, key, verdict)
+    statements += _of(service, elsewhere, keys, verdict)
     for one in statements:
         for tenant, (position, hash_) in one.chains.items():
             known = stated[tenant].setdefault(position, (hash_, one.number))
@@ -462,11 +469,11 @@ async def _stated(
 
 
 def _of(
-    service: str, statements: Sequence[str], key: OKPKey | None, verdict: Verdict
+    service: str, statements: Sequence[str], keys: Sequence[OKPKey], verdict: Verdict
 ) -> Iterator[Checkpoint]:
     for statement in statements:
         try:
-            read = Checkpoint.read(statement, key)
+            read = Checkpoint.read(statement, keys)
         except ValueError as error:
             if service == SERVICES[0]:  # its service cannot be told: said once
                 verdict.bad.append(Bad("a kept checkpoint", None, None, f"is {error}"))

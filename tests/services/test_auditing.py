@@ -100,7 +100,7 @@ FRENCH = """\
 Qui a été informé de vos visites à l'hôpital
 ============================================
 
-Établi le 24 novembre 2026, 14 h 32.
+Établi le 24 novembre 2026, 14 h 32
 
 Date\u00a0: 24 novembre 2026, 14 h 32
 Qui\u00a0: Clinique fictive de l'Arche

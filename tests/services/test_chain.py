@@ -15,6 +15,7 @@ from uuid import UUID
 import asyncpg
 import orjson
 import pytest
+from joserfc.jwk import OKPKey
 from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -64,11 +65,11 @@ class Kept:
         async with self.db.work() as tx:
             await record(tx, [told(first + n, tenant) for n, tenant in enumerate(tenants)])
 
-    async def verdict(self, **more: Any) -> Verdict:
+    async def verdict(self, *keys: OKPKey, **more: Any) -> Verdict:
         owner = await self.database.owner()
         try:
             async with owner.transaction(isolation="repeatable_read"):
-                return await chain.verify(owner, PUBLIC, **more)
+                return await chain.verify(owner, keys or [PUBLIC], **more)
         finally:
             await owner.close()
 
@@ -295,6 +296,17 @@ async def test_a_checkpoint_another_key_signed_is_found(kept: Kept) -> None:
     await sealer.checkpoint()
     (bad,) = (await kept.verdict()).bad
     assert str(bad) == "notify: checkpoint 1 is not a signed checkpoint"
+
+
+async def test_checkpoints_of_an_earlier_key_are_verified_by_its_public_part(kept: Kept) -> None:
+    await kept.add("clinic-a")
+    for key in (OTHER_KEY, KEY):
+        sealer = kept.sealer(key=key)
+        await sealer.seal()
+        await sealer.checkpoint()
+    earlier = chain.verifying_key(chain.public_part(OTHER_KEY))
+    assert (await kept.verdict(PUBLIC, earlier)).bad == []
+    assert len((await kept.verdict(PUBLIC)).bad) == 1
 
 
 async def test_a_checkpoint_that_was_taken_away_is_found(kept: Kept) -> None:
@@ -550,12 +562,12 @@ async def test_every_tampering_with_sealed_records_is_found_and_located(
         transaction = sealed.transaction()
         await transaction.start()
         expected = await way(sealed, draw, places)
-        verdict = await chain.verify(sealed, PUBLIC, services=["notify"])
+        verdict = await chain.verify(sealed, [PUBLIC], services=["notify"])
         await transaction.rollback()
         found = {(bad.tenant, bad.position) for bad in verdict.bad}
         assert found & expected, f"{way.__name__} {number}: {verdict.bad} not {expected}"
         assert {tenant for tenant, _ in found} <= {tenant for tenant, _ in expected} | {"clinic-z"}
     transaction = sealed.transaction()
     await transaction.start()
-    assert (await chain.verify(sealed, PUBLIC)).bad == []
+    assert (await chain.verify(sealed, [PUBLIC])).bad == []
     await transaction.rollback()
