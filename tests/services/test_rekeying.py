@@ -215,6 +215,7 @@ async def test_after_a_rotation_the_old_keys_are_not_needed(
         before = (await here.notify.get("/fhir/Patient", headers=here.clinic)).json()["entry"]
         task = (await here.notify.get("/fhir/Task", headers=here.clinic)).json()["entry"]
     known = await owner.fetchval("select count(*) from ingest.patient")
+    handles = await owner.fetchval("select count(*) from ingest.handle")
     assert await keys_in_use(database) == {("tokens", "t1"), ("seals", "s1"), ("dates", "d1")}
     for name in ("ingest", "notify"):
         async with service(database, name) as db:
@@ -229,6 +230,7 @@ async def test_after_a_rotation_the_old_keys_are_not_needed(
         for number in range(3):  # what is sent again has no effect
             answer = await here.send("Encounter", f"TEST-E{number}", **encounter(number, number))
             assert (answer.status_code, answer.headers["etag"]) == (200, 'W/"1"')
+        assert await owner.fetchval("select count(*) from ingest.handle") == handles
         answer = await here.send("Encounter", "TEST-E9", **encounter(9, 1))
         assert answer.status_code == 201
         found = await here.ingest.get(
