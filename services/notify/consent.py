@@ -1018,7 +1018,7 @@ def _survivors(found: _Matched, mood: _Mood) -> _Voice:
     doubts = frozenset().union(*(test.why for test in own))
     if any(mood.stands(test) for test in own):
         return _Voice(_Say.DENY, doubts)
-    return _Voice(_Say.SILENT, doubts) if doubts else _SILENT
+    return _Voice(_Say.SILENT, doubts)
 
 
 _Row = tuple[Test, ...]
@@ -1123,15 +1123,14 @@ class _Speaker:
         if self._root is None:
             if base is Base.EMRGONLY and "ETREAT" in above:
                 return _Voice(_Say.PERMIT)
-            return _base_alone(base, reached=reached)
+            return _Voice(_base_alone(base, reached=reached))
         if not is_in_force(self._root, self._asked.at):
             return _SILENT
         root = _matched(self._root, iter(zip(rest, request, item, strict=True)))
         if _is_container(self.directive):
             voices = [_walk(child, mood, YES, root=False) for child in root.children]
             spoken = _spoken(voices)
-            alone = _base_alone(base, reached=reached)
-            return spoken or _Voice(alone.say, alone.why | _joined(voices))
+            return spoken or _Voice(_base_alone(base, reached=reached), _joined(voices))
         voice = _walk(root, mood, YES, root=True)
         if voice.say in {_Say.PERMIT, _Say.DENY}:
             return voice
@@ -1151,13 +1150,13 @@ def _matched(rule: Rule, answers: Iterator[tuple[Test, Test, Test]]) -> _Matched
     return _Matched(rule, rest, request, item, children)
 
 
-def _base_alone(base: Base | None, *, reached: bool) -> _Voice:
+def _base_alone(base: Base | None, *, reached: bool) -> _Say:
     """CS-20: what the base answers where no rule speaks."""
     if base is None:
-        return _SILENT
+        return _Say.SILENT
     if base.effect is Effect.DENY:
-        return _Voice(_Say.DENY)
-    return _Voice(_Say.PERMIT) if reached else _SILENT
+        return _Say.DENY
+    return _Say.PERMIT if reached else _Say.SILENT
 
 
 def is_in_force(root: Rule, at: datetime) -> bool:

@@ -38,6 +38,8 @@ class Case:
     alert: Json | None
     reasons: Mapping[str, list[str]]
     """Exact, of the items that are named."""
+    basis: Mapping[str, list[str]]
+    """Exact, of the items that are named: `id/version` of each Consent."""
 
 
 @cache
@@ -64,6 +66,7 @@ def _case(row: Json) -> Case:
         flags=tuple(sorted(m[1:] for m in marks if m[0] == "!")),
         alert=row.get("alert"),
         reasons=row.get("reasons", {}),
+        basis=row.get("basis", {}),
     )
 
 
@@ -232,6 +235,14 @@ def differences(case: Case, code: int, answer: Json) -> list[str]:
         "redact": sorted(set(case.items) - set(released)),
         "flags": list(case.flags),
         "alert": case.alert,
+        "obligations": [
+            code
+            for code, due in (
+                ("NORDSCLCD", case.outcome == "permit"),
+                ("REDACT", len(released) < len(case.items)),
+            )
+            if due
+        ],
     }
     found = [
         f"{field}: {answer.get(field)}, not {value}"
@@ -249,6 +260,17 @@ def differences(case: Case, code: int, answer: Json) -> list[str]:
         for id_, reasons in case.reasons.items()
         if items[id_]["reasons"] != sorted(reasons)
     ]
+    basis = {
+        id_: sorted("Consent/" + b.replace("/", "/_history/") for b in said)
+        for id_, said in case.basis.items()
+    }
+    found += [
+        f"{id_}: {items[id_]['basis']}, not {said}"
+        for id_, said in basis.items()
+        if items[id_]["basis"] != said
+    ]
+    if answer["basis"] != sorted({b for item in answer["items"] for b in item["basis"]}):
+        found.append("basis is not that of the items")
     return found
 
 

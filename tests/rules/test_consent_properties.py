@@ -137,9 +137,11 @@ def test_a_permit_covers_released_items_only_and_each_outcome_has_its_reasons(
                 assert finding.reasons <= GRANTS
                 assert finding.explicit is (finding.reasons == {Reason.PERMITTED})
             case Outcome.HOLD:
+                assert not finding.explicit
                 assert not finding.reasons & (FINAL | GRANTS)
                 assert finding.basis
             case Outcome.WITHHOLD:
+                assert not finding.explicit
                 assert finding.reasons <= FINAL
     if isinstance(decision, Permit):
         assert decision.released == released(decision)
