@@ -390,6 +390,11 @@ def is_foreign(reference: str) -> bool:
     return "://" in reference
 
 
+def kind_of(reference: str) -> str:
+    """The type in `Type/id`."""
+    return reference.partition("/")[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Directory:
     """Who belongs where. References are `Type/id`."""
@@ -703,7 +708,7 @@ def _recipient(who: Reference, case: _Case) -> Test:
         return unknown(Reason.UNKNOWN_ACTOR)
     if named == reader:
         return YES
-    kind = named.split("/", 1)[0]
+    kind = kind_of(named)
     if kind in CATEGORIES:
         if not directory.knows_group(named):
             return unknown(Reason.UNKNOWN_ACTOR)
@@ -730,10 +735,10 @@ def _held_by(who: Reference, holder: str | None, case: _Case, missing: Reason) -
     holders = directory.holders(holder)
     if any(named in directory.upwards(h) or named in directory.groups.get(h, ()) for h in holders):
         return YES
-    kind = named.split("/", 1)[0]
+    kind = kind_of(named)
     if is_foreign(named) or (kind in CATEGORIES and not directory.knows_group(named)):
         return unknown(Reason.UNKNOWN_ACTOR)
-    if any(h.split("/", 1)[0] in CATEGORIES for h in holders):
+    if any(kind_of(h) in CATEGORIES for h in holders):
         return unknown(missing)  # a team, or a role nobody is known to hold
     # A person wrote it: for this organisation or for another one of theirs, nobody says.
     works_there = any(named in directory.upwards(o) for h in holders for o in directory.of(h))
@@ -761,8 +766,9 @@ def _is_author(actor: Actor) -> bool:
     return actor.role.system == PARTICIPATION and actor.role.code == "AUT"
 
 
-def _sensitive(code: Code) -> bool:
-    return code.system == ACT_CODE and code.code in SENSITIVITY_ABOVE
+def _sensitivity_of(code: Code) -> str | None:
+    """The sensitivity it names, if it names one that we know."""
+    return code.code if code.system == ACT_CODE and code.code in SENSITIVITY_ABOVE else None
 
 
 def _level(code: Code) -> int | None:
@@ -790,9 +796,9 @@ def _labels(rule: Rule, case: _Case) -> Test:
         level = _level(code)
         if level is not None:
             tests.append(_truth(held >= level if deny else held <= level))
-        elif not _sensitive(code):
+        elif _sensitivity_of(code) is None:
             tests.append(unknown(Reason.UNKNOWN_CONDITION))
-    named = frozenset(code.code for code in rule.labels if _sensitive(code) and code.code)
+    named = frozenset(kind for code in rule.labels if (kind := _sensitivity_of(code)) is not None)
     if named:
         tests.append(_sensitivity_denied(labels, named) if deny else _sensitivity(labels, named))
     return some(tests)
@@ -804,11 +810,12 @@ def _sensitivity_denied(labels: frozenset[Code], named: frozenset[str]) -> Test:
     for code in labels:
         if _level(code) is not None:
             continue
-        if code.code is None or not _sensitive(code):
+        kind = _sensitivity_of(code)
+        if kind is None:
             tests.append(unknown(Reason.UNKNOWN_LABEL))
-        elif SENSITIVITIES_ABOVE[code.code] & named:
+        elif SENSITIVITIES_ABOVE[kind] & named:
             tests.append(YES)
-        elif any(code.code in SENSITIVITIES_ABOVE[n] for n in named):
+        elif any(kind in SENSITIVITIES_ABOVE[n] for n in named):
             tests.append(unknown(Reason.UNKNOWN_LABEL))
     return some(tests)
 
@@ -819,10 +826,11 @@ def _sensitivity(labels: frozenset[Code], named: frozenset[str]) -> Test:
     for code in labels:
         if _level(code) is not None:
             continue
-        if code.code is None or not _sensitive(code):
+        kind = _sensitivity_of(code)
+        if kind is None:
             tests.append(unknown(Reason.UNKNOWN_LABEL))
         else:
-            tests.append(_truth(bool(SENSITIVITIES_ABOVE[code.code] & named)))
+            tests.append(_truth(bool(SENSITIVITIES_ABOVE[kind] & named)))
     return every(tests) if tests else NO
 
 
@@ -845,10 +853,7 @@ def _code(code: Code, case: _Case) -> Test:
     return NO
 
 
-def _data_period(rule: Rule, case: _Case) -> Test:
-    period, item = rule.data_period, case.item
-    if period is None:
-        return YES
+def _data_period(rule: Rule, period: Period, item: Item) -> Test:
     if item.start is None:
         return unknown(Reason.UNKNOWN_DATE)
     first, last = sorted((item.start, item.end or item.start))
@@ -896,7 +901,7 @@ def _item_part(rule: Rule, case: _Case) -> Test:
     """CS-23."""
     tests = []
     if rule.data_period is not None:
-        tests.append(_data_period(rule, case))
+        tests.append(_data_period(rule, rule.data_period, case.item))
     if rule.labels:
         tests.append(_labels(rule, case))
     if rule.classes:
@@ -1272,11 +1277,11 @@ def _readers(asked: Request) -> list[str | None]:
     """Each person who reads, those in a role or a team too; None: somebody unknown does."""
     found: set[str | None] = set()
     for reader in asked.readers or (None,):
-        if reader is not None and reader.split("/", 1)[0] in CATEGORIES:
+        if reader is not None and kind_of(reader) in CATEGORIES:
             found |= asked.directory.members(reader) or {None}
         else:
             found.add(reader)
-    return sorted(found, key=lambda person: person or "")
+    return list(found)
 
 
 def _look(

@@ -596,8 +596,8 @@ FAULTS: Final = (
     Fault(
         "sensitivities are not a tree",
         "CS-59",
-        "        elif SENSITIVITIES_ABOVE[code.code] & named:",
-        "        elif code.code in named:",
+        "        elif SENSITIVITIES_ABOVE[kind] & named:",
+        "        elif kind in named:",
     ),
     Fault(
         "SUD has one parent",
@@ -608,7 +608,7 @@ FAULTS: Final = (
     Fault(
         "a label above the denied one is another",
         "CS-24",
-        "        elif any(code.code in SENSITIVITIES_ABOVE[n] for n in named):\n            tests.append(unknown(Reason.UNKNOWN_LABEL))\n",
+        "        elif any(kind in SENSITIVITIES_ABOVE[n] for n in named):\n            tests.append(unknown(Reason.UNKNOWN_LABEL))\n",
         "",
     ),
     Fault(
@@ -626,7 +626,7 @@ FAULTS: Final = (
     Fault(
         "an unreadable rule label is none",
         "CS-05",
-        "        elif not _sensitive(code):\n            tests.append(unknown(Reason.UNKNOWN_CONDITION))\n",
+        "        elif _sensitivity_of(code) is None:\n            tests.append(unknown(Reason.UNKNOWN_CONDITION))\n",
         "",
     ),
     Fault(

@@ -93,7 +93,10 @@ def _turned(tree: ast.Module) -> Iterator[tuple[ast.expr, ast.expr]]:
         if function.name in ELSEWHERE:
             continue
         words = [n for n in ast.walk(function) if isinstance(n, ast.keyword)]
-        strict = [word.value for word in words if word.arg == "strict"]
+        strict: list[ast.expr] = [word.value for word in words if word.arg == "strict"]
+        said = [n.value for n in ast.walk(function) if isinstance(n, ast.Expr)]
+        typed = [n.annotation for n in ast.walk(function) if isinstance(n, ast.AnnAssign)]
+        apart = [*strict, *said, *typed]
         inner = [
             n
             for part in function.body
@@ -107,7 +110,7 @@ def _turned(tree: ast.Module) -> Iterator[tuple[ast.expr, ast.expr]]:
             if isinstance(node, ast.comprehension):
                 for test in node.ifs:
                     yield test, ast.Constant(value=True)
-            if isinstance(node, ast.expr) and node not in strict:
+            if isinstance(node, ast.expr) and node not in apart:
                 yield from ((node, turned) for turned in _of(node))
 
 
