@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null || echo .tooling/bin/uv)
-FAST := tests/rules tests/consent tests/promises tests/services
+FAST := tests/rules tests/promises/test_contracts.py tests/promises/test_deploy.py
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
@@ -35,9 +35,15 @@ test: install ## Run all tests; says in one line what this machine cannot run
 	@$(BIN)/python -m pytest -q
 
 check: install ## Format, lint, types, import rules, fast tests: under a minute
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target style rules
+
+.PHONY: style rules
+style:
 	@$(BIN)/ruff format --quiet --check . && $(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-timings >/dev/null || $(BIN)/lint-imports
+	@$(BIN)/lint-imports >/dev/null || $(BIN)/lint-imports
+
+rules:
 	@$(BIN)/python -m pytest -q -m "not slow and not kafka and not browser" $(FAST)
 
 format: install ## Format, and mend what a machine can mend

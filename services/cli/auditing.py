@@ -189,7 +189,7 @@ def verify_(
 
 
 @commands.command("report")
-def report_(  # noqa: PLR0917 - typer passes them by name
+def report_(
     patients: Annotated[list[UUID], typer.Argument(help="Patient key; all of a merged patient.")],
     by: Annotated[str, typer.Option(help="Who draws it up: a person of the region file.")],
     language: Annotated[Language, typer.Option("--language", "-l")] = Language.FRENCH,

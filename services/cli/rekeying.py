@@ -403,7 +403,7 @@ async def ingest_tokens_anew(db: Database, vault: Vault, tally: Tally) -> None:
             await _move(tx, anew, tally)
 
 
-def _opened(  # noqa: PLR0917 - all of one row
+def _opened(
     vault: Vault, owner: UUID, name: str, key: str | None, box: str | None, tally: Tally
 ) -> Iterator[Mapping[str, Any]]:
     if key is None or box is None:
@@ -525,7 +525,7 @@ async def _beside(tx: Tx, vault: Vault, system: str, value: str) -> int:
     return added.rowcount
 
 
-async def _renamed(  # noqa: PLR0917 - all of one row
+async def _renamed(
     tx: Tx, vault: Vault, table: str, key: str, id_: UUID, row: Any, card: str | None
 ) -> int:
     """Give a row the active key's token, if what is sealed in it is what its token was made of."""

@@ -76,7 +76,7 @@ def prepare(clock_file: Path) -> None:
     drive(clock_file, max(mark.until, stopped or mark.until + ahead), 0)
 
 
-async def play(  # noqa: PLR0917 - in the order in which they come to be
+async def play(
     seed: int,
     urls: Mapping[str, str],
     token_for: TokenFor,

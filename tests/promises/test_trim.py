@@ -55,6 +55,7 @@ async def test_what_is_thirty_days_old_goes_and_what_is_younger_stays(
 async def test_a_reader_that_was_away_longer_stops_and_says_what_to_do(
     db: Callable[[str], Database], clock: Clock
 ) -> None:
+    await PostgresCarrier(db("screening")).start(reader(db("screening"), clock))
     await state(db("ingest"), NOW - timedelta(days=31))
     await Trimmer(db("ingest"), clock).trim()
     with pytest.raises(LogError, match="passerelle rebuild screening"):
