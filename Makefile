@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null || echo .tooling/bin/uv)
 FAST := tests/rules tests/promises/test_contracts.py tests/promises/test_deploy.py
 export PYTHONDONTWRITEBYTECODE := 1
+# Hospital networks have certificates of their own: believe the system, as curl does.
+export UV_SYSTEM_CERTS := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo up test check bench format contracts consent-proof clean
