@@ -22,7 +22,7 @@ from services.plumbing.settings import Keyring
 pytest_plugins = ["tests.broker"]
 
 settings.register_profile("default", deadline=None)
-settings.register_profile("ci", deadline=None, max_examples=2000)
+settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.register_profile("nightly", deadline=None, max_examples=50_000)
 
 PASSWORD = "synthetic-password-of-the-tests"
