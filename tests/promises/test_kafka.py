@@ -268,7 +268,8 @@ async def test_a_relay_that_lost_its_session_goes_on_with_a_new_one(kafka_log: K
         await reading.took(1)
         ended = await log.owner.fetchval(
             "select count(pg_terminate_backend(pid))"
-            " from pg_locks join pg_stat_activity using (pid) where locktype = 'advisory' and granted and usename = 'passerelle_ingest'"
+            " from pg_locks join pg_stat_activity using (pid)"
+            " where locktype = 'advisory' and granted and usename = 'passerelle_ingest'"
             " and datname = current_database()"
         )
         assert ended == 1
