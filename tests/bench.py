@@ -234,27 +234,30 @@ def peak(house: House) -> list[Row]:
     return rows
 
 
-async def measure() -> list[Row]:
+def show(*rows: Row) -> None:
+    """Each figure as soon as it is known: a bench that is cut short has still said something."""
+    for row in rows:
+        print(f"| {row.what} | {row.figure} | {row.note} |", flush=True)
+
+
+async def measure() -> None:
     """All rows, in order."""
     now = real_now() - timedelta(hours=1)
-    rows = []
     async with a_house() as house:
         hospital = Caller(f"{house.url('ingest')}/fhir", SITE, house.token)
         alone = people([1] * SINGLE, now, ("clinic-a",), 1)
         await push_people(hospital, alone, SITE)
-        rows.append(await singles(house, alone))
+        show(await singles(house, alone))
 
         bundled = numbered(people([4] * (BUNDLED // 4), now, ("clinic-b",), 2), 100_000)
         await push_people(hospital, bundled, SITE)
         visits = [encounter(one, at, SITE) for one in bundled for at in range(4)]
         taken = await in_bundles(house, visits, 100, 2)
-        rows.append(
-            Row("Encounters by Bundles of 100", f"{len(visits) / taken:,.0f}/s", "accepted")
-        )
+        show(Row("Encounters by Bundles of 100", f"{len(visits) / taken:,.0f}/s", "accepted"))
         await caught_up(house)
 
         due = numbered(people([4] * LATENCY, now, ("clinic-a",), 3), 200_000)
-        rows += await latency(house, due)
+        show(*await latency(house, due))
 
         history = numbered(people([5] * (BACKFILL // 5), now, ("clinic-c",), 4), 300_000)
         await push_people(hospital, history, SITE)
@@ -265,34 +268,31 @@ async def measure() -> list[Row]:
         accepted = await in_bundles(house, visits, 1000, 2)
         await caught_up(house)
         whole = time.perf_counter() - began
-        rows.append(
+        show(
             Row(
                 f"backfill of {len(visits):,} Encounters, counted",
                 f"{whole:.1f} s ({len(visits) / whole:,.0f}/s)",
                 f"accepted after {accepted:.1f} s; Bundles of 1,000",
             )
         )
-        rows.append(
+        show(
             Row(
                 "its floor: orjson + COPY of the same rows",
                 f"{least:.2f} s",
                 f"ratio {whole / least:.0f}",
             )
         )
-        rows += peak(house)
+        show(*peak(house))
         await hospital.close()
-    return rows
 
 
 def main() -> None:
     """Print the table as Markdown."""
-    rows = asyncio.run(measure())
     cores = os.cpu_count()
     print(f"Python {platform.python_version()}, {cores} cores, {tempfile.gettempdir()} as disk\n")
     print("| what | figure | note |")
-    print("|---|---|---|")
-    for row in rows:
-        print(f"| {row.what} | {row.figure} | {row.note} |")
+    print("|---|---|---|", flush=True)
+    asyncio.run(measure())
 
 
 if __name__ == "__main__":
