@@ -122,12 +122,12 @@ async def latency(house: House, members: Sequence[Person]) -> list[Row]:
     done = asyncio.Event()
 
     async def poll() -> None:
-        since = real_now() - timedelta(seconds=1)
+        since = (real_now() - timedelta(seconds=1)).isoformat()
         while not done.is_set() or len(seen) < len(members):
             answer = await emr.send(
                 "GET",
                 "/fhir/Task",
-                params={"_lastUpdated": f"ge{since.isoformat()}", "_sort": "_lastUpdated",
+                params={"_lastUpdated": f"ge{since}", "_sort": "_lastUpdated",
                         "_count": "200", "_include": "Task:patient"},
             )  # fmt: skip
             at = time.perf_counter()
@@ -139,12 +139,12 @@ async def latency(house: House, members: Sequence[Person]) -> list[Row]:
             }
             for entry in page.get("entry", []):
                 task = entry["resource"]
+                if task["resourceType"] == "Task":
+                    since = task["meta"]["lastUpdated"]  # nothing older appears later (CA-15)
                 if task["resourceType"] == "Task" and task["id"] not in before:
                     card = cards.get(task["for"]["reference"].split("/")[1])
                     if card is not None:
                         seen.setdefault(card, at)
-            if len(page.get("entry", [])) >= 200:
-                since = max(since, real_now() - timedelta(seconds=3))
             if done.is_set() and time.perf_counter() - last > 60:
                 return
             await asyncio.sleep(0.02)
@@ -186,12 +186,17 @@ async def caught_up(house: House, seconds: float = 300) -> bool:
 
     async def even() -> bool:
         behind = await connection.fetchval(
-            "select (select count(*) from ingest.outbox o, screening.place p"
-            " where p.source = 'ingest' and (o.xid, o.position) > (p.xid::xid8, p.position))"
-            " + (select count(*) from ingest.outbox o, notify.place p"
-            " where p.source = 'ingest' and (o.xid, o.position) > (p.xid::xid8, p.position))"
-            " + (select count(*) from screening.outbox o, notify.place p"
-            " where p.source = 'screening' and (o.xid, o.position) > (p.xid::xid8, p.position))"
+            "select "
+            + " + ".join(
+                f"(select count(*) from {source}.outbox o, {reader}.place p"  # constants
+                f" where p.source = '{source}' and (o.xid, o.position)"
+                " > (coalesce(nullif(p.xid, ''), '0')::xid8, p.position))"
+                for source, reader in (
+                    ("ingest", "screening"),
+                    ("ingest", "notify"),
+                    ("screening", "notify"),
+                )
+            )
         )
         return bool(behind == 0)
 
