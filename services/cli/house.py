@@ -24,7 +24,7 @@ import httpx
 import orjson
 
 from services.cli import postgres, tokens
-from services.plumbing import region
+from services.plumbing import region, settings
 from services.plumbing.migrate import migrate
 from services.plumbing.settings import SERVICES
 
@@ -208,13 +208,7 @@ def environment(
     if part in ("ingest", "notify"):
         own["PASSERELLE_TOKEN_KEYS"] = keys["tokens"]
         own["PASSERELLE_SEAL_KEYS"] = keys["seals"]
-    return {**_inherited(), **own}
-
-
-def _inherited() -> dict[str, str]:
-    """What a process needs of ours to run at all; no PASSERELLE_ variable leaks into a part."""
-    wanted = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV")
-    return {name: os.environ[name] for name in wanted if name in os.environ}  # noqa: TID251
+    return {**settings.inherited(), **own}
 
 
 async def make_owner(server: postgres.Postgres, password: str, database: str) -> None:

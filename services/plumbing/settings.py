@@ -5,6 +5,7 @@ directory. docs/operations.md explains each variable; a test holds deploy/ to th
 """
 
 import base64
+import os
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -217,3 +218,13 @@ def _in_words(error: ValidationError | PydanticSettingsError) -> str:
         variable = "PASSERELLE_" + names[0].upper() if names else "PASSERELLE_*"
         lines.append(f"{variable}: {fault['msg'] if fault['type'] != 'missing' else 'is not set'}")
     return "\n".join(lines)
+
+
+def inherited() -> dict[str, str]:
+    """What a process started by this one needs of its environment to run at all.
+
+    No PASSERELLE_ variable is among it: a part of the house is told its own, and no other's.
+    """
+    wanted = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV")
+    said = os.environ  # noqa: TID251 - here, and nowhere else
+    return {name: said[name] for name in wanted if name in said}
