@@ -34,7 +34,7 @@ up: install ## Run everything on this machine, empty
 	@$(BIN)/passerelle up
 
 test: install ## Run all tests; says in one line what this machine cannot run
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 check: install ## Format, lint, types, import rules, fast tests: under a minute
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target style rules
