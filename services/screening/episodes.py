@@ -205,9 +205,15 @@ def _group(members: list[Segment]) -> Group:
 def _is_one_visit(earlier: Segment, later: Segment, policy: Policy) -> bool:
     """ED: registered again at the same site (CR-05), or transferred to another (CR-04)."""
     if earlier.fact.site == later.fact.site:
-        gap = between(earlier, later)
-        return gap is not None and gap <= policy.ed.reregistration
+        return is_registered_again(earlier, later, policy)
     return _passes(earlier, later, policy.ed.link, policy)
+
+
+def is_registered_again(earlier: Segment, later: Segment, policy: Policy) -> bool:
+    """At the same site, overlapping or within the time a policy allows (CR-05)."""
+    gap = between(earlier, later)
+    same = earlier.fact.site == later.fact.site
+    return same and gap is not None and gap <= policy.ed.reregistration
 
 
 def _is_one_stay(earlier: Segment, later: Segment, policy: Policy) -> bool:

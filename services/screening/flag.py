@@ -468,14 +468,15 @@ def notice(history: History, key: UUID, standing: Standing, policy: Policy) -> N
     """How the entry into the present flag is to be announced (CT-42).
 
     `history` holds every version and link that is known; what completed the entry is what was
-    recorded when the flag at `since` became true and has been ever since.
+    recorded when the flag was first known to begin at `since`, as it has been ever since. So a
+    late correction that moves the beginning of a flag is late news of it.
     """
     if standing.since is None or standing.state is not State.FLAGGED or standing.again:
         return Notice.QUIET
     completed: datetime | None = None
     for instant in reversed(history.instants()):
         known = _as_known(history, key, instant, standing.since, policy)
-        if known is None or known.state is not State.FLAGGED or known.held:
+        if known is None or known.state is not State.FLAGGED or known.since != standing.since:
             break
         completed = instant
     if completed is None:

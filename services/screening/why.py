@@ -4,7 +4,7 @@ A rule that takes something out of the count leaves its code as the reason; a ru
 merely applied leaves a note. Either way a person can see which rule it was (CT-60).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -69,41 +69,55 @@ def judge(groups: Sequence[Group], policy: Policy) -> list[Judged]:
     stays = [m for g in groups if g.kind is Kind.HOSPITAL for m in g.members]
     judged = []
     for group in groups:
-        if group.kind is Kind.ED:
-            if not policy.ed.admitted and _admission(group, groups, policy):
-                judged.append(Judged(group, Note("ADMITTED", "CR-01")))
-                continue
-            reasons = [_out_of_visits(m, stays, policy) for m in group.members]
-        else:
-            reasons = [_out_of_episodes(m, policy) for m in group.members]
+        visit = group.kind is Kind.ED
+        if visit and not policy.ed.admitted and _admission(group, groups, policy):
+            judged.append(Judged(group, Note("ADMITTED", "CR-01")))
+            continue
+        reasons = [_reason(_said_of(m, stays, policy)) for m in group.members]
         judged.append(Judged(group, reasons[0] if all(reasons) else None))
     return judged
 
 
-def _out_of_visits(visit: Segment, stays: Sequence[Segment], policy: Policy) -> Note | None:
-    """The first rule by which an ED visit does not count, in the order of the chapter."""
+Said = Iterator[tuple[Note, bool]]
+"""Each rule that applies to a segment, and whether it keeps it from counting."""
+
+REASONS_ONLY = frozenset({"EXCLUDED_SITE", "PREGNANCY", "MENTAL_HEALTH"})
+"""Codes that section 7 does not give to what counts: it says no more than yes."""
+
+
+def _reason(said: Said) -> Note | None:
+    """The first rule by which it does not count, in the order of the chapter."""
+    return next((note for note, excludes in said if excludes), None)
+
+
+def _said_of(member: Segment, stays: Sequence[Segment], policy: Policy) -> Said:
+    if member.kind is Kind.ED:
+        return _said_of_visit(member, stays, policy)
+    return _said_of_stay(member, policy)
+
+
+def _said_of_visit(visit: Segment, stays: Sequence[Segment], policy: Policy) -> Said:
     fact, rules = visit.fact, policy.ed
-    if fact.planned and not rules.planned:
-        return Note("PLANNED", "CR-07")
-    if fact.disposition is Disposition.LEFT_WITHOUT_BEING_SEEN and not rules.lwbs:
-        return Note("LWBS", "CR-08")
+    if fact.planned:
+        yield Note("PLANNED", "CR-07"), not rules.planned
+    if fact.disposition is Disposition.LEFT_WITHOUT_BEING_SEEN:
+        yield Note("LWBS", "CR-08"), not rules.lwbs
     if _was_nothing(fact, policy):
-        return Note("CANCELLED", "CR-10")
-    if fact.disposition is Disposition.REDIRECTED and not rules.redirected:
-        return Note("REDIRECTED", "CR-11")
+        yield Note("CANCELLED", "CR-10"), True
+    if fact.disposition is Disposition.REDIRECTED:
+        yield Note("REDIRECTED", "CR-11"), not rules.redirected
     if fact.disposition is Disposition.DEAD_ON_ARRIVAL:
-        return Note("DOA", "CR-12")
+        yield Note("DOA", "CR-12"), True
     if fact.site in rules.excluded_sites:
-        return Note("EXCLUDED_SITE", "CR-13")
+        yield Note("EXCLUDED_SITE", "CR-13"), True
     if not rules.pregnancy and _coded(fact, policy.codes.pregnancy):
-        return Note("PREGNANCY", "CR-21")
+        yield Note("PREGNANCY", "CR-21"), True
     if fact.service is Service.NEWBORN or _coded(fact, policy.codes.newborn):
-        return Note("NEWBORN", "CR-22")
+        yield Note("NEWBORN", "CR-22"), True
     if fact.service is Service.ORGAN_DONATION:
-        return Note("DONOR", "CR-27")
-    if not rules.during_stay and _from_a_ward(visit, stays, policy):
-        return Note("DURING_STAY", "CR-49")
-    return None
+        yield Note("DONOR", "CR-27"), True
+    if _from_a_ward(visit, stays, policy):
+        yield Note("DURING_STAY", "CR-49"), not rules.during_stay
 
 
 def _was_nothing(fact: Fact, policy: Policy) -> bool:
@@ -135,36 +149,32 @@ def _from_a_ward(visit: Segment, stays: Sequence[Segment], policy: Policy) -> bo
     return False
 
 
-def _out_of_episodes(stay: Segment, policy: Policy) -> Note | None:
+def _said_of_stay(stay: Segment, policy: Policy) -> Said:
     fact, rules, codes = stay.fact, policy.hospital, policy.codes
-    if not rules.day_surgery and (
-        fact.service is Service.DAY_SURGERY
-        or all(c == "SS" for c, _ in fact.classes if c in policy.hospital_classes)
+    if fact.service is Service.DAY_SURGERY or all(
+        c == "SS" for c, _ in fact.classes if c in policy.hospital_classes
     ):
-        return Note("DAY_SURGERY", "CR-16")
-    if not rules.elective and _is_elective(stay):
-        return Note("ELECTIVE", "CR-19")
-    if not rules.obstetric and (
-        fact.service is Service.OBSTETRICS or _coded(fact, codes.obstetric) or _delivered(fact)
-    ):
-        return Note("OBSTETRIC", "CR-20")
+        yield Note("DAY_SURGERY", "CR-16"), not rules.day_surgery
+    if _is_elective(stay):
+        yield Note("ELECTIVE", "CR-19"), not rules.elective
+    if fact.service is Service.OBSTETRICS or _coded(fact, codes.obstetric) or _delivered(fact):
+        yield Note("OBSTETRIC", "CR-20"), not rules.obstetric
     if fact.service is Service.NEWBORN or _coded(fact, codes.newborn):
-        return Note("NEWBORN", "CR-22")
-    if not rules.series and (fact.service is Service.SERIES or _coded(fact, codes.series)):
-        return Note("SERIES", "CR-23")
-    if not rules.dialysis and (fact.service is Service.DIALYSIS or _coded(fact, codes.dialysis)):
-        return Note("DIALYSIS", "CR-24")
+        yield Note("NEWBORN", "CR-22"), True
+    if fact.service is Service.SERIES or _coded(fact, codes.series):
+        yield Note("SERIES", "CR-23"), not rules.series
+    if fact.service is Service.DIALYSIS or _coded(fact, codes.dialysis):
+        yield Note("DIALYSIS", "CR-24"), not rules.dialysis
     if not rules.mental_health and (
         fact.service is Service.MENTAL_HEALTH or _coded(fact, codes.mental_health)
     ):
-        return Note("MENTAL_HEALTH", "CR-25")
-    if not rules.palliative and _is_palliative(fact, policy):
-        return Note("PALLIATIVE", "CR-26")
+        yield Note("MENTAL_HEALTH", "CR-25"), True
+    if _is_palliative(fact, policy):
+        yield Note("PALLIATIVE", "CR-26"), not rules.palliative
     if fact.service is Service.ORGAN_DONATION:
-        return Note("DONOR", "CR-27")
-    if not rules.reverted_same_day and stay.reverted and not _sees_midnight(stay, policy):
-        return Note("REVERTED", "CR-50")
-    return None
+        yield Note("DONOR", "CR-27"), True
+    if stay.reverted and not _sees_midnight(stay, policy):
+        yield Note("REVERTED", "CR-50"), not rules.reverted_same_day
 
 
 def _is_elective(stay: Segment) -> bool:
@@ -204,7 +214,8 @@ def explain(facts: Sequence[Fact], judged: Sequence[Judged], policy: Policy, now
     """Everything in the window that ends `now`, counted or not."""
     window = Window.ending(now, policy.window)
     groups = [j.group for j in judged]
-    shown = [_item(j, groups, policy, now) for j in judged if j.group.anchor in window]
+    stays = [m for g in groups if g.kind is Kind.HOSPITAL for m in g.members]
+    shown = [_item(j, groups, stays, policy, now) for j in judged if j.group.anchor in window]
     placed = {(m.fact.encounter, g.kind) for g in groups for m in g.members}
     loose = [
         item
@@ -227,16 +238,23 @@ def explain(facts: Sequence[Fact], judged: Sequence[Judged], policy: Policy, now
         if any(
             i.kind is Kind.HOSPITAL and any(_is_palliative(f, policy) for f in i.facts)
             for i in shown
+            if i.reason is None or i.reason.code != "CANCELLED"
         )
         else None,
         restless=min(turns, default=None),
     )
 
 
-def _item(judged: Judged, groups: Sequence[Group], policy: Policy, now: datetime) -> Item:
+def _item(
+    judged: Judged,
+    groups: Sequence[Group],
+    stays: Sequence[Segment],
+    policy: Policy,
+    now: datetime,
+) -> Item:
     group = judged.group
     facts = tuple(m.fact for m in group.members)
-    notes = _notes(group, groups, policy, now)
+    notes = _notes(group, groups, stays, policy, now)
     reason = judged.reason
     return Item(
         kind=group.kind,
@@ -251,9 +269,15 @@ def _item(judged: Judged, groups: Sequence[Group], policy: Policy, now: datetime
     )
 
 
-def _notes(group: Group, groups: Sequence[Group], policy: Policy, now: datetime) -> list[Note]:
+def _notes(
+    group: Group,
+    groups: Sequence[Group],
+    stays: Sequence[Segment],
+    policy: Policy,
+    now: datetime,
+) -> list[Note]:
     """Each rule that applied, once, in the order of the encounters."""
-    found = _links(group)
+    found = _links(group, policy)
     if doubt := _doubt(group, policy, now):
         found.append(doubt)
     if group.kind is Kind.ED and (rule := _admission(group, groups, policy)):
@@ -261,15 +285,7 @@ def _notes(group: Group, groups: Sequence[Group], policy: Policy, now: datetime)
     for member in group.members:
         fact = member.fact
         classes = {code for code, _ in fact.classes}
-        if group.kind is Kind.ED:
-            if fact.planned:
-                found.append(Note("PLANNED", "CR-07"))
-            if fact.disposition is Disposition.LEFT_WITHOUT_BEING_SEEN:
-                found.append(Note("LWBS", "CR-08"))
-            if fact.disposition is Disposition.REDIRECTED:
-                found.append(Note("REDIRECTED", "CR-11"))
-        elif _is_elective(member):
-            found.append(Note("ELECTIVE", "CR-19"))
+        found += [n for n, _ in _said_of(member, stays, policy) if n.code not in REASONS_ONLY]
         if group.kind is Kind.ED or member.alone:
             counted = policy.ed_classes | policy.hospital_classes
             if "OBSENC" in classes - counted:
@@ -278,8 +294,6 @@ def _notes(group: Group, groups: Sequence[Group], policy: Policy, now: datetime)
             policy.ed_classes | policy.hospital_classes
         ):
             found.append(Note("NONACUTE", "CR-18"))
-        if group.kind is Kind.HOSPITAL and _is_palliative(fact, policy):
-            found.append(Note("PALLIATIVE", "CR-26"))
         if fact.start_is_assumed:
             found.append(Note("START_ASSUMED", "CR-30"))
         if fact.backfill or _is_late(fact, policy):
@@ -293,7 +307,7 @@ def _is_late(fact: Fact, policy: Policy) -> bool:
     return fact.start is not None and fact.first_recorded - fact.start.latest > policy.alert_max_age
 
 
-def _links(group: Group) -> list[Note]:
+def _links(group: Group, policy: Policy) -> list[Note]:
     """What made its members one: for each after the first, the gap to what was before it."""
     found = []
     for i, later in enumerate(group.members[1:], start=1):
@@ -309,7 +323,7 @@ def _links(group: Group) -> list[Note]:
             found.append(Note("LINKED", "CR-03", gap))
         elif group.kind is Kind.HOSPITAL:
             found.append(Note("LINKED", "CR-17", gap))
-        elif any(m.fact.site == later.fact.site for m in before):
+        elif any(episodes.is_registered_again(m, later, policy) for m in before):
             found.append(Note("REREGISTERED", "CR-05", gap))
         else:
             found.append(Note("LINKED", "CR-04", gap))
