@@ -3,10 +3,15 @@
 Standard library only; nothing of `services` or `schemas`. It takes plain dictionaries and a
 policy as YAML or JSON gives it, and works by another method than the rules: it compares all
 pairs until nothing changes, counts by filtering the whole list, and finds a state by testing
-every instant that could matter. Nothing is stored.
+every instant that could matter. Nothing is kept from one question to the next but the answers
+of one patient's Oracle to the same question.
+
+`recall` answers what was known when; `Oracle` counts what is known; `notice` and `retracts`
+say how a flag is announced.
 """
 
 from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -95,7 +100,7 @@ def noon(moment: Span, policy: Plain) -> date:
 
 
 def gap_rule(first: Plain, second: Plain, link: Plain, policy: Plain) -> bool:
-    coded = bool(first["out"] or second["in"])
+    coded = bool(first["out"] or second["in"]) and link["coded_up_to_hours"] > 0
     if not (exact(first["end"]) and exact(second["start"])):
         return coded and (noon(second["start"], policy) - noon(first["end"], policy)).days < 2
     hours = (second["start"][0] - first["end"][0]) / timedelta(hours=1)
@@ -119,7 +124,8 @@ def one(a: Plain, b: Plain, policy: Plain) -> bool:
     if not (exact(first["end"]) and exact(second["start"])):
         return False
     minutes = (second["start"][0] - first["end"][0]) / timedelta(minutes=1)
-    return bool(minutes <= policy["ed"]["reregistration_minutes"])
+    allowed = policy["ed"]["reregistration_minutes"]
+    return bool(allowed > 0 and minutes <= allowed)
 
 
 def groups(facts: list[Plain], policy: Plain) -> list[list[Plain]]:
@@ -165,7 +171,8 @@ def coded(fact: Plain, prefixes: list[str]) -> bool:
     return False
 
 
-def why_no_visit(p: Plain, everything: list[list[Plain]], policy: Plain) -> str | None:
+def no_visit(p: Plain, everything: list[list[Plain]], policy: Plain) -> list[tuple[str, bool]]:
+    """Each code that is true of an ED segment, and whether it keeps it from counting."""
     fact, count = p["fact"], policy["ed"]["count"]
     short = (
         fact["status"] == "finished"
@@ -177,19 +184,20 @@ def why_no_visit(p: Plain, everything: list[list[Plain]], policy: Plain) -> str 
         and (fact["end"][0] - fact["start"][0]) / timedelta(minutes=1)
         < policy["ed"]["min_minutes_if_untriaged"]
     )
-    rules = [
-        ("PLANNED", fact["planned"] and not count["planned"]),
-        ("LWBS", fact["disposition"] == "lwbs" and not count["lwbs"]),
-        ("CANCELLED", short),
-        ("REDIRECTED", fact["disposition"] == "redirected" and not count["redirected"]),
-        ("DOA", fact["disposition"] == "dead-on-arrival"),
-        ("EXCLUDED_SITE", fact["site"] in policy["ed"]["excluded_sites"]),
-        ("PREGNANCY", not count["pregnancy"] and coded(fact, policy["codes"]["pregnancy"])),
-        ("NEWBORN", fact["service"] == "newborn" or coded(fact, policy["codes"]["newborn"])),
-        ("DONOR", fact["service"] == "organ-donation"),
-        ("DURING_STAY", not count["during_stay"] and from_ward(p, everything, policy)),
+    said = [
+        ("MANUAL", fact["manual"], True),
+        ("PLANNED", fact["planned"], not count["planned"]),
+        ("LWBS", fact["disposition"] == "lwbs", not count["lwbs"]),
+        ("CANCELLED", short, True),
+        ("REDIRECTED", fact["disposition"] == "redirected", not count["redirected"]),
+        ("DOA", fact["disposition"] == "dead-on-arrival", True),
+        ("EXCLUDED_SITE", fact["site"] in policy["ed"]["excluded_sites"], True),
+        ("PREGNANCY", coded(fact, policy["codes"]["pregnancy"]), not count["pregnancy"]),
+        ("NEWBORN", fact["service"] == "newborn" or coded(fact, policy["codes"]["newborn"]), True),
+        ("DONOR", fact["service"] == "organ-donation", True),
+        ("DURING_STAY", from_ward(p, everything, policy), not count["during_stay"]),
     ]
-    return next((code for code, applies in rules if applies), None)
+    return [(code, excludes) for code, applies, excludes in said if applies]
 
 
 def from_ward(p: Plain, everything: list[list[Plain]], policy: Plain) -> bool:
@@ -204,7 +212,8 @@ def from_ward(p: Plain, everything: list[list[Plain]], policy: Plain) -> bool:
     )
 
 
-def why_no_stay(p: Plain, policy: Plain) -> str | None:
+def no_stay(p: Plain, policy: Plain) -> list[tuple[str, bool]]:
+    """Each code that is true of a stay segment, and whether it keeps it from counting."""
     fact, count, codes = p["fact"], policy["hospital"]["count"], policy["codes"]
     zone = ZoneInfo(policy["timezone"])
     same_day = p["start"][0].astimezone(zone).date() == p["end"][1].astimezone(zone).date()
@@ -219,36 +228,120 @@ def why_no_stay(p: Plain, policy: Plain) -> str | None:
     def is_a(service: str, name: str) -> bool:
         return bool(fact["service"] == service or coded(fact, codes[name]))
 
-    rules = [
-        (
-            "DAY_SURGERY",
-            not count["day_surgery"] and (fact["service"] == "day-surgery" or set(shown) == {"SS"}),
-        ),
-        ("ELECTIVE", not count["elective"] and fact["planned"] and not p["both"]),
-        ("OBSTETRIC", not count["obstetric"] and (is_a("obstetrics", "obstetric") or delivered)),
-        ("NEWBORN", is_a("newborn", "newborn")),
-        ("SERIES", not count["series"] and is_a("series", "series")),
-        ("DIALYSIS", not count["dialysis"] and is_a("dialysis", "dialysis")),
-        ("MENTAL_HEALTH", not count["mental_health"] and is_a("mental-health", "mental_health")),
-        ("PALLIATIVE", not count["palliative"] and is_a("palliative", "palliative")),
-        ("DONOR", fact["service"] == "organ-donation"),
-        ("REVERTED", not count["reverted_same_day"] and p["back"] and same_day),
+    day_surgery = fact["service"] == "day-surgery" or set(shown) == {"SS"}
+    said = [
+        ("MANUAL", fact["manual"], True),
+        ("DAY_SURGERY", day_surgery, not count["day_surgery"]),
+        ("ELECTIVE", fact["planned"] and not p["both"], not count["elective"]),
+        ("OBSTETRIC", is_a("obstetrics", "obstetric") or delivered, not count["obstetric"]),
+        ("NEWBORN", is_a("newborn", "newborn"), True),
+        ("SERIES", is_a("series", "series"), not count["series"]),
+        ("DIALYSIS", is_a("dialysis", "dialysis"), not count["dialysis"]),
+        ("MENTAL_HEALTH", is_a("mental-health", "mental_health"), not count["mental_health"]),
+        ("PALLIATIVE", is_a("palliative", "palliative"), not count["palliative"]),
+        ("DONOR", fact["service"] == "organ-donation", True),
+        ("REVERTED", p["back"] and same_day, not count["reverted_same_day"]),
     ]
-    return next((code for code, applies in rules if applies), None)
+    return [(code, excludes) for code, applies, excludes in said if applies]
 
 
-def why_not(group: list[Plain], everything: list[list[Plain]], policy: Plain) -> str | None:
-    """The reason of the first member, if every member has one (CT-25)."""
-    if group[0]["kind"] == "ed":
-        if not policy["ed"]["count"]["admitted"] and (
-            any(p["fact"]["disposition"] == "admitted" for p in group)
-            or any(g[0]["kind"] == "hospital" and follows(group, g, policy) for g in everything)
-        ):
-            return "ADMITTED"
-        reasons = [why_no_visit(p, everything, policy) for p in group]
-    else:
-        reasons = [why_no_stay(p, policy) for p in group]
-    return reasons[0] if None not in reasons else None
+ROWS = {
+    "MANUAL": "CT-17",
+    "PLANNED": "CR-07",
+    "LWBS": "CR-08",
+    "CANCELLED": "CR-10",
+    "REDIRECTED": "CR-11",
+    "DOA": "CR-12",
+    "EXCLUDED_SITE": "CR-13",
+    "PREGNANCY": "CR-21",
+    "NEWBORN": "CR-22",
+    "DONOR": "CR-27",
+    "DURING_STAY": "CR-49",
+    "DAY_SURGERY": "CR-16",
+    "ELECTIVE": "CR-19",
+    "OBSTETRIC": "CR-20",
+    "SERIES": "CR-23",
+    "DIALYSIS": "CR-24",
+    "MENTAL_HEALTH": "CR-25",
+    "PALLIATIVE": "CR-26",
+    "REVERTED": "CR-50",
+    "NONACUTE": "CR-18",
+    "OBSERVATION": "CR-15",
+    "NOT_ED": "CR-14",
+    "START_ASSUMED": "CR-30",
+    "LATE": "CR-31",
+    "AMBIGUOUS_TIME": "CR-42",
+    "STALE_OPEN": "CR-29",
+    "NOT_CLOSED": "CT-23",
+    "NOT_ADMITTED": "CT-04",
+    "NOT_COUNTED": "CT-04",
+}
+"""The row of section 7 in which a code stands."""
+UNNAMED = {"PREGNANCY", "MENTAL_HEALTH", "EXCLUDED_SITE"}
+"""The table says "yes" without a code: said only as the reason, where a policy says no."""
+
+
+def said_of(p: Plain, everything: list[list[Plain]], policy: Plain) -> list[tuple[str, bool]]:
+    return no_visit(p, everything, policy) if p["kind"] == "ed" else no_stay(p, policy)
+
+
+def admitted(group: list[Plain], everything: list[list[Plain]], policy: Plain) -> str | None:
+    """By which row an ED visit led to a stay, the first that followed: CR-01, CR-02 or CR-03."""
+    stays = [g for g in everything if g[0]["kind"] == "hospital"]
+    for stay in sorted(stays, key=lambda g: (anchor(g), g[0]["fact"]["encounter"])):
+        pairs = [(v["fact"], s["fact"]) for v in group for s in stay]
+        if any(a["encounter"] == b["encounter"] for a, b in pairs):
+            return "CR-02"
+        if any(a["part_of"] == b["encounter"] or b["part_of"] == a["encounter"] for a, b in pairs):
+            return "CR-03"
+        if follows(group, stay, policy):
+            return "CR-03" if stay[0]["fact"]["from_emergency"] else "CR-01"
+    return "CR-01" if any(p["fact"]["disposition"] == "admitted" for p in group) else None
+
+
+def why_not(
+    group: list[Plain], everything: list[list[Plain]], policy: Plain
+) -> tuple[str, str] | None:
+    """Row and code of the first member's reason, if every member has one (CT-25)."""
+    if group[0]["kind"] == "ed" and not policy["ed"]["count"]["admitted"]:
+        by_hand = all(p["fact"]["manual"] for p in group)
+        if not by_hand and admitted(group, everything, policy):
+            return ("CR-01", "ADMITTED")
+    reasons = [
+        next((code for code, excludes in said_of(p, everything, policy) if excludes), None)
+        for p in group
+    ]
+    first = reasons[0]
+    return (ROWS[first], first) if first is not None and None not in reasons else None
+
+
+def tied(a: Plain, b: Plain, policy: Plain) -> tuple[str, str, timedelta | None] | None:
+    """Row, code and gap of the link between two parts; an overlap has no gap."""
+    if not one(a, b, policy):
+        return None
+    first, second = sorted((a, b), key=age_of)
+    lasted = second["start"][0] - first["end"][0]
+    known = exact(first["end"]) and exact(second["start"]) and not first["open"]
+    gap = lasted if known and lasted >= timedelta(0) else None
+    ids = (first["fact"]["encounter"], second["fact"]["encounter"])
+    if first["fact"]["part_of"] == ids[1] or second["fact"]["part_of"] == ids[0]:
+        return ("CR-03", "LINKED", gap)
+    if first["kind"] == "hospital":
+        return ("CR-17", "LINKED", gap)
+    if first["fact"]["site"] != second["fact"]["site"]:
+        return ("CR-04", "LINKED", gap)
+    return ("CR-05", "REREGISTERED", gap)
+
+
+def waiting(group: list[Plain], at: datetime, policy: Plain) -> str | None:
+    """What is said of a group that nobody closed (CT-23, CR-29)."""
+    still = [p for p in group if p["open"]]
+    stale = timedelta(days=policy[group[0]["kind"]]["stale_open_days"])
+    if any(at >= p["start"][0] + stale for p in still):
+        return "STALE_OPEN"
+    if any(at >= p["end"][1] for p in still):
+        return "NOT_CLOSED"
+    return "OPEN" if still else None
 
 
 OTHER = {
@@ -266,8 +359,13 @@ OTHER = {
 }
 
 
+def loose_row(code: str) -> str | None:
+    """The row of what no group holds: planned is CT-16's, not CR-07's."""
+    return "CT-16" if code == "PLANNED" else ROWS.get(code)
+
+
 def loose(fact: Plain, policy: Plain) -> list[tuple[str, str]]:
-    """Kind and reason of what no visit and no episode holds."""
+    """Kind and code of what no visit and no episode holds."""
     if fact["status"] == "entered-in-error" or not fact["start"] or not fact["classes"]:
         return []
     has = kinds(fact, policy)
@@ -286,18 +384,45 @@ class Oracle:
 
     def __init__(self, facts: list[Plain], person: Plain, policy: Plain) -> None:
         self.facts, self.person, self.policy = facts, person, policy
+        self.zone = ZoneInfo(policy["timezone"])
         self.groups = groups(facts, policy)
         self.reasons = [why_not(g, self.groups, policy) for g in self.groups]
         self.counted = [
-            (g[0]["kind"], g[0]["start"][0])
-            for g, reason in zip(self.groups, self.reasons, strict=True)
-            if reason is None
+            g for g, reason in zip(self.groups, self.reasons, strict=True) if reason is None
         ]
+        self._said: dict[tuple[str, datetime], Any] = {}
+
+    # What there is to count (CT-31)
+
+    def within(self, kind: str, days: int, at: datetime) -> list[list[Plain]]:
+        """The counted groups whose anchor is in the window that ends at `at` (CT-30)."""
+        year = timedelta(days=days)
+        return [g for g in self.counted if g[0]["kind"] == kind and at - year < anchor(g) <= at]
 
     def count(self, kind: str, days: int, at: datetime) -> int:
-        year = timedelta(days=days)
-        return len([a for k, a in self.counted if k == kind and at - year < a <= at])
+        return len(self.within(kind, days, at))
 
+    def measure(self, name: str, days: int, at: datetime) -> int:
+        if name == "ed_visits":
+            return self.count("ed", days, at)
+        if name == "hospital_episodes":
+            return self.count("hospital", days, at)
+        if name == "ed_sites":
+            return len({p["fact"]["site"] for g in self.within("ed", days, at) for p in g})
+        return sum(self.midnights(g, at) for g in self.within("hospital", days, at))
+
+    def midnights(self, group: list[Plain], at: datetime) -> int:
+        """Local midnights inside an episode up to `at`; at least one."""
+        end = last_end(group)
+        until = at if end is None or at < end else end
+        return max(1, (self.local(until) - self.local(anchor(group))).days)
+
+    def local(self, instant: datetime) -> date:
+        return instant.astimezone(self.zone).date()
+
+    # Who can be flagged (CR-28, CR-47)
+
+    @cached_property
     def dead_from(self) -> datetime | None:
         ends = [self.person["death"]] if self.person["death"] else []
         for f in self.facts:
@@ -316,13 +441,9 @@ class Oracle:
             day = date(born.year + age, born.month, born.day)
         except ValueError:
             day = date(born.year + age, 3, 1)
-        zone = ZoneInfo(self.policy["timezone"])
-        return datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC)
+        return datetime(day.year, day.month, day.day, tzinfo=self.zone).astimezone(UTC)
 
-    def can_be(self, at: datetime) -> bool:
-        dead = self.dead_from()
-        if dead and at >= dead:
-            return False
+    def of_age(self, at: datetime) -> bool:
         low, high = self.policy["person"]["age_min"], self.policy["person"]["age_max"]
         if self.person["birth_date"] is None:
             return True
@@ -330,130 +451,397 @@ class Oracle:
             return False
         return high is None or at < self.birthday(high + 1)
 
-    def true(self, condition: str, at: datetime) -> bool:
-        if not self.can_be(at) or not self.policy[condition]:
-            return False
-        ((mode, clauses),) = self.policy[condition].items()
-        answers = [
-            self.count(
-                "ed" if c["measure"] == "ed_visits" else "hospital",
-                c.get("days") or self.policy["window"]["days"],
-                at,
-            )
-            >= c["at_least"]
-            for c in clauses
-        ]
-        return any(answers) if mode == "any" else all(answers)
+    def can_be(self, at: datetime) -> bool:
+        return not (self.dead_from and at >= self.dead_from) and self.of_age(at)
 
-    def instants(self) -> list[datetime]:
-        """Every instant at which something could change, hold ends aside."""
+    # Whether the clauses are true, and when that may change
+
+    def conditions(self) -> list[tuple[str, str, list[Plain]]]:
+        return [
+            (name, mode, clauses)
+            for name in ("flag", "watch")
+            for mode, clauses in (self.policy[name] or {}).items()
+        ]
+
+    def length(self, clause: Plain) -> int:
+        days: int = clause.get("days") or self.policy["window"]["days"]
+        return days
+
+    def true(self, condition: str, at: datetime) -> bool:
+        if (condition, at) not in self._said:
+            self._said[condition, at] = self.can_be(at) and self.holds(condition, at)
+        return bool(self._said[condition, at])
+
+    def holds(self, condition: str, at: datetime) -> bool:
+        """In each of `consecutive` adjoining windows (CT-31)."""
+        said = [(mode, clauses) for name, mode, clauses in self.conditions() if name == condition]
+        for mode, clauses in said:
+            for n in range(self.policy["window"]["consecutive"]):
+                answers = [
+                    self.measure(
+                        c["measure"], self.length(c), at - n * timedelta(days=self.length(c))
+                    )
+                    >= c["at_least"]
+                    for c in clauses
+                ]
+                if not (any(answers) if mode == "any" else all(answers)):
+                    return False
+        return bool(said)
+
+    @cached_property
+    def fixed(self) -> list[datetime]:
+        """Every instant at which something could change; hold ends and days in bed aside."""
+        windows = range(self.policy["window"]["consecutive"] + 1)
         lengths = {self.policy["window"]["days"]}
-        for condition in ("flag", "watch"):
-            for clauses in (self.policy[condition] or {}).values():
-                lengths |= {c["days"] for c in clauses if c.get("days")}
-        found = {a for _, a in self.counted}
-        found |= {a + timedelta(days=d) for _, a in self.counted for d in lengths}
+        lengths |= {self.length(c) for _, _, clauses in self.conditions() for c in clauses}
+        steps = {timedelta(days=d * n) for d in lengths for n in windows}
+        found = {anchor(g) + step for g in self.counted for step in steps}
+        if self.counts_days:
+            found |= {m + step for g in self.counted for m in self.nights(g) for step in steps}
         if self.person["birth_date"]:
             low, high = self.policy["person"]["age_min"], self.policy["person"]["age_max"]
             found |= {self.birthday(low)} if low is not None else set()
             found |= {self.birthday(high + 1)} if high is not None else set()
-        dead = self.dead_from()
-        return sorted(found | ({dead} if dead else set()))
+        return sorted(found | ({self.dead_from} if self.dead_from else set()))
 
+    @cached_property
+    def counts_days(self) -> bool:
+        return any(
+            c["measure"] == "hospital_days" for _, _, clauses in self.conditions() for c in clauses
+        )
+
+    def nights(self, group: list[Plain]) -> list[datetime]:
+        """Its local midnights; of an open episode as long as any window can see it begin."""
+        if group[0]["kind"] != "hospital":
+            return []
+        end = last_end(group) or anchor(group) + timedelta(days=self.policy["window"]["days"] + 1)
+        day = self.local(anchor(group))
+        found: list[datetime] = []
+        while True:
+            day += timedelta(days=1)
+            midnight = datetime(day.year, day.month, day.day, tzinfo=self.zone).astimezone(UTC)
+            if midnight > end:
+                return found
+            found.append(midnight)
+
+    # States (section 5)
+
+    @cached_property
     def flags(self) -> list[tuple[datetime, datetime | None]]:
         """From when to when it is flagged: jump from each entry to its end."""
         found: list[tuple[datetime, datetime | None]] = []
-        instants = self.instants()
         after: datetime | None = None
         while True:
             entries = [
-                t for t in instants if (after is None or t >= after) and self.true("flag", t)
+                t for t in self.fixed if (after is None or t >= after) and self.true("flag", t)
             ]
             if not entries:
                 return found
             since = entries[0]
             hold = since + timedelta(days=self.policy["hold_days"])
-            ends = [t for t in {*instants, hold} if t >= hold and not self.true("flag", t)]
-            ends += [t for t in instants if t > since and not self.can_be(t)]
+            ends = [t for t in {*self.fixed, hold} if t >= hold and not self.true("flag", t)]
+            ends += [t for t in self.fixed if t > since and not self.can_be(t)]
             after = min(ends) if ends else None
             found.append((since, after))
             if after is None:
                 return found
 
+    @cached_property
+    def instants(self) -> list[datetime]:
+        return sorted({*self.fixed, *(until for _, until in self.flags if until)})
+
+    def flagged(self, at: datetime) -> datetime | None:
+        """Since when it is flagged at `at`, if it is."""
+        found = [s for s, until in self.flags if s <= at and (until is None or at < until)]
+        return found[0] if found else None
+
+    def state_name(self, at: datetime) -> str:
+        if self.flagged(at):
+            return "flagged"
+        return "watch" if self.true("watch", at) else "below"
+
     def state(self, at: datetime) -> tuple[str, bool, datetime | None]:
-        for since, until in self.flags():
-            if since <= at and (until is None or at < until):
-                return "flagged", not self.true("flag", at), since
-        if not self.true("watch", at):
-            return "below", False, None
+        """State, held, since."""
+        name = self.state_name(at)
+        if name == "flagged":
+            return name, not self.true("flag", at), self.flagged(at)
+        if name == "below":
+            return name, False, None
         since = at
-        ends = [until for _, until in self.flags() if until]
-        for t in sorted({*self.instants(), *ends}, reverse=True):
+        for t in reversed(self.instants):
             if t <= at:
                 if self.state_name(t) != "watch":
                     break
                 since = t
-        return "watch", False, since
-
-    def state_name(self, at: datetime) -> str:
-        for since, until in self.flags():
-            if since <= at and (until is None or at < until):
-                return "flagged"
-        return "watch" if self.true("watch", at) else "below"
+        return name, False, since
 
     def seen(self, at: datetime) -> tuple[Any, ...]:
         days = self.policy["window"]["days"]
         state, held, _ = self.state(at)
         return (self.count("ed", days, at), self.count("hospital", days, at), state, held)
 
-    def clauses(self, at: datetime) -> list[int]:
-        return [
-            self.count(
-                "ed" if c["measure"] == "ed_visits" else "hospital",
-                c.get("days") or self.policy["window"]["days"],
-                at,
+    def counts(self, at: datetime) -> tuple[tuple[int, ...], ...]:
+        """One per clause, those of `flag` first; for each window, the newest first."""
+        return tuple(
+            tuple(
+                self.measure(c["measure"], self.length(c), at - n * timedelta(days=self.length(c)))
+                for _, _, clauses in self.conditions()
+                for c in clauses
             )
-            for name in ("flag", "watch")
-            for listed in (self.policy[name] or {}).values()
-            for c in listed
-        ]
+            for n in range(self.policy["window"]["consecutive"])
+        )
+
+    @cached_property
+    def lookback(self) -> timedelta:
+        """How far an explanation reaches: all windows of the longest clause."""
+        own = [self.length(c) for _, _, clauses in self.conditions() for c in clauses]
+        longest = max([self.policy["window"]["days"], *own])
+        return timedelta(days=longest * self.policy["window"]["consecutive"])
 
     def next_change(self, at: datetime) -> tuple[Any, ...] | None:
-        ends = [until for _, until in self.flags() if until]
-        now = (self.seen(at), self.clauses(at))
-        for t in sorted({*self.instants(), *ends}):
-            if t > at and (self.seen(t), self.clauses(t)) != now:
+        now = (self.seen(at), self.counts(at))
+        for t in self.instants:
+            if t > at and (self.seen(t), self.counts(t)) != now:
                 return (t, *self.seen(t))
         return None
 
-    def items(self, at: datetime) -> set[tuple[str, tuple[str, ...], bool, str | None]]:
-        """Kind, encounters, counted, reason of everything in the window (CT-60)."""
-        year = timedelta(days=self.policy["window"]["days"])
+    # Explanations (section 8)
+
+    def items(self, at: datetime) -> dict[tuple[str, tuple[str, ...]], Plain]:
+        """Everything in the window (CT-60), by kind and encounters. What no group holds has no
+        notes of its own: None.
+        """
         found = {
-            (
-                g[0]["kind"],
-                tuple(sorted(p["fact"]["encounter"] for p in g)),
-                reason is None,
-                reason,
-            )
+            (g[0]["kind"], names(g)): {
+                "reason": reason,
+                "anchor": anchor(g),
+                "end": last_end(g),
+                "exact": exact(g[0]["start"]),
+                "sites": sorted({p["fact"]["site"] for p in g}),
+                "notes": self.notes(g, reason, at),
+            }
             for g, reason in zip(self.groups, self.reasons, strict=True)
-            if at - year < g[0]["start"][0] <= at
+            if at - self.lookback < anchor(g) <= at
         }
         return found | {
-            (kind, (f["encounter"],), False, reason)
+            (kind, (f["encounter"],)): {
+                "reason": (loose_row(code), code),
+                "anchor": f["start"][0],
+                "end": None,
+                "exact": exact(f["start"]),
+                "sites": [f["site"]],
+                "notes": None,
+            }
             for f in self.facts
-            for kind, reason in loose(f, self.policy)
-            if at - year < f["start"][0] <= at
+            for kind, code in loose(f, self.policy)
+            if at - self.lookback < f["start"][0] <= at
         }
+
+    def notes(
+        self, group: list[Plain], reason: tuple[str, str] | None, at: datetime
+    ) -> frozenset[tuple[str | None, str]]:
+        """Row and code of all that is said of a group beside its reason."""
+        found: set[tuple[str | None, str]] = set()
+        for p in group:
+            fact = p["fact"]
+            codes = [
+                code for code, _ in said_of(p, self.groups, self.policy) if code not in UNNAMED
+            ]
+            learnt = fact["first_recorded"] - fact["start"][1]
+            if fact["backfill"] or learnt > timedelta(hours=self.policy["alert_max_age_hours"]):
+                codes.append("LATE")
+            codes += ["START_ASSUMED"] if fact["start_is_assumed"] else []
+            codes += ["AMBIGUOUS_TIME"] if fact["time_is_ambiguous"] else []
+            passed = {c for c, _ in fact["classes"]} & set(self.policy["classes"]["not_counted"])
+            if "OBSENC" in passed and (p["kind"] == "ed" or not p["both"]):
+                codes.append("OBSERVATION")
+            if "NONAC" in passed and (p["kind"] == "hospital" or not p["both"]):
+                codes.append("NONACUTE")
+            found |= {(ROWS.get(code), code) for code in codes}
+        if code := waiting(group, at, self.policy):
+            found.add((ROWS.get(code), code))
+        for a, b in combinations(group, 2):
+            if tie := tied(a, b, self.policy):
+                found.add(tie[:2])
+        if group[0]["kind"] == "ed" and (row := admitted(group, self.groups, self.policy)):
+            found.add((row, "ADMITTED"))
+        return frozenset((row, code) for row, code in found if not reason or code != reason[1])
+
+    def gaps(self, at: datetime) -> dict[tuple[str, tuple[str, ...]], timedelta | None]:
+        """Of each pair that is one visit or episode: what lay between."""
+        return {
+            (g[0]["kind"], names(g)): tie[2]
+            for g in self.groups
+            if len(g) == 2 and anchor(g) <= at and (tie := tied(g[0], g[1], self.policy))
+        }
+
+    def pathway(self, at: datetime) -> str | None:
+        """CR-26: palliative care in a hospital, counted or not, unless it was cancelled."""
+        shown = [
+            p["fact"]
+            for g in self.groups
+            if g[0]["kind"] == "hospital" and at - self.lookback < anchor(g) <= at
+            for p in g
+        ]
+        shown += [
+            f
+            for f in self.facts
+            for kind, code in loose(f, self.policy)
+            if kind == "hospital" and code != "CANCELLED"
+            if at - self.lookback < f["start"][0] <= at
+        ]
+        prefixes = self.policy["codes"]["palliative"]
+        found = [f for f in shown if f["service"] == "palliative" or coded(f, prefixes)]
+        return "palliative" if found else None
 
     def answer(self, at: datetime) -> Plain:
         ed, hospital, state, held = self.seen(at)
         return {
             "ed_visits": ed,
             "hospital_episodes": hospital,
+            "counts": self.counts(at),
             "state": state,
             "held": held,
             "since": self.state(at)[2],
             "next": self.next_change(at),
             "items": self.items(at),
+            "gaps": self.gaps(at),
+            "pathway": self.pathway(at),
+            "entered_in_error": sum(f["status"] == "entered-in-error" for f in self.facts),
         }
+
+
+def anchor(group: list[Plain]) -> datetime:
+    start: datetime = group[0]["start"][0]
+    return start
+
+
+def last_end(group: list[Plain]) -> datetime | None:
+    """The latest end; None while a part has none."""
+    if any(p["open"] for p in group):
+        return None
+    end: datetime = max((p["end"][1], p["end"][0]) for p in group)[1]
+    return end
+
+
+def names(group: list[Plain]) -> tuple[str, ...]:
+    return tuple(sorted(p["fact"]["encounter"] for p in group))
+
+
+# What was known when (CT-01, CT-02, CT-15, CT-17, CT-70)
+
+
+def newest(versions: list[Plain], name: str, at: datetime) -> list[Plain]:
+    """Of each thing its highest version among those recorded by `at`."""
+    known = [v for v in versions if v["recorded"] <= at]
+    best: dict[Any, Plain] = {}
+    for version in sorted(known, key=lambda v: v["version"], reverse=True):
+        best.setdefault(version[name], version)
+    return list(best.values())
+
+
+def survivor(key: Any, links: list[Plain]) -> Any:
+    """Follow the links in force to their end."""
+    into = {k["retired"]: k["surviving"] for k in links if k["active"]}
+    while key in into:
+        key = into[key]
+    return key
+
+
+def recall(history: Plain, patient: Any, at: datetime) -> tuple[list[Plain], Plain] | None:
+    """The facts and the person behind `patient`, as a system knows them that was fed only
+    what was recorded by `at`. None: the key is unknown then, or retired.
+
+    `history` lists every version of `facts`, `persons`, `links` and `exclusions`; the last have
+    `encounter`, `version`, `excluded`, `recorded`.
+    """
+    links = newest(history["links"], "retired", at)
+    people = newest(history["persons"], "key", at)
+    mine = [p for p in people if survivor(p["key"], links) == patient]
+    if not mine or survivor(patient, links) != patient:
+        return None
+    excluded = {
+        x["encounter"] for x in newest(history["exclusions"], "encounter", at) if x["excluded"]
+    }
+    first: dict[Any, datetime] = {}
+    for f in sorted(history["facts"], key=lambda f: f["recorded"]):
+        first.setdefault(f["encounter"], f["recorded"])
+    facts = [
+        f | {"first_recorded": first[f["encounter"]], "manual": f["encounter"] in excluded}
+        for f in newest(history["facts"], "encounter", at)
+        if f["patient"] in {p["key"] for p in mine}
+    ]
+    own = [p["birth_date"] for p in mine if p["key"] == patient and p["birth_date"]]
+    births = own or [p["birth_date"] for p in mine if p["birth_date"]]
+    deaths = [p["death"] for p in mine if p["death"]]
+    return facts, {
+        "birth_date": min(births) if births else None,
+        "death": min(deaths) if deaths else None,
+    }
+
+
+def ask(history: Plain, patient: Any, policy: Plain, known_at: datetime) -> Oracle | None:
+    known = recall(history, patient, known_at)
+    return Oracle(*known, policy) if known else None
+
+
+# How a flag is announced (CT-42, CT-44)
+
+
+def learnt(history: Plain) -> list[datetime]:
+    """Every instant at which anything became known."""
+    return sorted({v["recorded"] for versions in history.values() for v in versions})
+
+
+def notice(history: Plain, patient: Any, policy: Plain, known_at: datetime) -> str | None:
+    """`alert` or `quiet` for the flag that stands at `known_at`; None if none does.
+
+    The fact that completed the entry is the one since which, without a break, the flag is
+    known to begin where it begins.
+    """
+    present = ask(history, patient, policy, known_at)
+    since = present.flagged(known_at) if present else None
+    if present is None or since is None:
+        return None
+    completed = known_at
+    for instant in reversed([t for t in learnt(history) if t <= known_at]):
+        then = ask(history, patient, policy, instant)
+        if then is None or since not in [begun for begun, _ in then.flags]:
+            break
+        completed = instant
+    if met_before(present, since, timedelta(days=policy["quiet_reentry_days"])):
+        return "quiet"
+    merges = [k for k in history["links"] if k["recorded"] == completed and k["active"]]
+    if merges:
+        return "quiet" if any(was_flagged(history, m, policy) for m in merges) else "alert"
+    facts = [f for f in history["facts"] if f["recorded"] == completed]
+    if any(f["backfill"] for f in facts):
+        return "quiet"
+    late = completed - since > timedelta(hours=policy["alert_max_age_hours"])
+    return "quiet" if late else "alert"
+
+
+def met_before(present: Oracle, since: datetime, within: timedelta) -> bool:
+    """Whether `met` was true at an instant of the time `within` before `since`."""
+    looked_at = [since - within, *(t for t in present.fixed if since - within < t)]
+    return any(present.true("flag", t) for t in looked_at if t < since)
+
+
+def was_flagged(history: Plain, merge: Plain, policy: Plain) -> bool:
+    """Whether one of the two keys was flagged when they were merged."""
+    before = merge["recorded"] - timedelta(microseconds=1)
+    links = newest(history["links"], "retired", before)
+    keys = {survivor(merge["retired"], links), survivor(merge["surviving"], links)}
+    oracles = [ask(history, key, policy, before) for key in keys]
+    return any(o is not None and o.flagged(merge["recorded"]) is not None for o in oracles)
+
+
+def retracts(announced: datetime, present: Oracle, at: datetime) -> bool:
+    """Whether a flag announced as beginning at `announced` was never true on present facts,
+    and has ended.
+    """
+    if present.flagged(at) is not None:
+        return False
+    return not any(
+        since <= at and (until is None or until > announced) for since, until in present.flags
+    )

@@ -1,6 +1,5 @@
 """What holds of counting for any life: counting.md section 10, and the oracle (ORC-03)."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -14,6 +13,7 @@ from services.screening.episodes import Kind
 from services.screening.flag import Notice, Standing, State, face, notice, stand
 from services.screening.ledger import Fact, History, Ledger, Person, Status, gather, in_force
 from services.screening.policy import Policy
+from tests.counting.compare import answer, differing, expected
 from tests.histories import (
     SECOND,
     VARIANT,
@@ -25,57 +25,16 @@ from tests.histories import (
     ledger,
     link,
     lives,
-    parsed,
     people,
     person,
-    plain,
     policy,
     qc_default,
     shifted,
 )
-from tests.oracle import Oracle
 
 MANY = settings(deadline=None, max_examples=3 * settings().max_examples)
 """The oracle is asked more often than the rest; how often, the profile says (tests/conftest.py)."""
 POLICIES = [qc_default(), policy(VARIANT)]
-
-
-def answer(known: Ledger, rule: Policy, now: datetime) -> dict[str, Any]:
-    """A standing in the oracle's words."""
-    standing = stand(known, rule, now)
-    coming = standing.next
-    reasons = why.explain(known.facts, standing.judged, rule, now)
-    return {
-        "ed_visits": standing.ed_visits,
-        "hospital_episodes": standing.hospital_episodes,
-        "state": str(standing.state),
-        "held": standing.held,
-        "since": standing.since,
-        "next": coming
-        and (
-            coming.at,
-            coming.ed_visits,
-            coming.hospital_episodes,
-            str(coming.state),
-            coming.held,
-        ),
-        "items": {
-            (
-                str(item.kind),
-                tuple(sorted(str(f.encounter) for f in item.facts)),
-                item.counted,
-                item.reason and item.reason.code,
-            )
-            for item in reasons.items
-        },
-    }
-
-
-def expected(facts: Sequence[Fact], who: Person, rule: Policy, now: datetime) -> dict[str, Any]:
-    oracle = Oracle(
-        [plain(f) for f in facts], {"birth_date": who.birth_date, "death": who.death}, parsed(rule)
-    )
-    return oracle.answer(now)
 
 
 def said(known: Ledger, rule: Policy, now: datetime) -> Any:
@@ -101,7 +60,8 @@ def test_pt_04_the_independent_oracle_says_the_same(
     data: st.DataObject, facts: list[Fact], who: Person, rule: Policy
 ) -> None:
     now = data.draw(instants(facts))
-    assert answer(ledger(*facts, who=who), rule, now) == expected(facts, who, rule, now)
+    found = answer(ledger(*facts, who=who), rule, now)
+    assert not differing(found, expected(facts, who, rule, now))
 
 
 @given(st.data(), lives(most=6), st.sampled_from(POLICIES))

@@ -214,7 +214,7 @@ messages = st.builds(
 @given(st.lists(messages, min_size=1, max_size=7).flatmap(
     lambda told: st.tuples(st.just(told), st.permutations(told))
 ))  # fmt: skip
-def test_shuffled_messages_fold_equally(told: tuple[list[Message], list[Message]]) -> None:
+def test_pt_15_shuffled_messages_fold_equally(told: tuple[list[Message], list[Message]]) -> None:
     """PT-15."""
     assert fold(told[0]) == fold(told[1])
 
