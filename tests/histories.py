@@ -4,7 +4,7 @@ that favour the boundaries of the counting chapter (section 10).
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -165,7 +165,7 @@ def history(
 
 def plain(fact: Fact) -> dict[str, Any]:
     """The encounter as the oracle takes it."""
-    found = asdict(fact)
+    found = {name: getattr(fact, name) for name in Fact.__slots__}
     return found | {
         "encounter": str(fact.encounter),
         "part_of": str(fact.part_of) if fact.part_of else None,

@@ -205,20 +205,29 @@ def _group(members: list[Segment]) -> Group:
 def _is_one_visit(earlier: Segment, later: Segment, policy: Policy) -> bool:
     """ED: registered again at the same site (CR-05), or transferred to another (CR-04)."""
     if earlier.fact.site == later.fact.site:
-        return is_registered_again(earlier, later, policy)
+        return _is_registered_again(earlier, later, policy)
     return _passes(earlier, later, policy.ed.link, policy)
 
 
-def is_registered_again(earlier: Segment, later: Segment, policy: Policy) -> bool:
-    """At the same site, overlapping or within the time a policy allows (CR-05)."""
+def _is_registered_again(earlier: Segment, later: Segment, policy: Policy) -> bool:
     gap = between(earlier, later)
-    same = earlier.fact.site == later.fact.site
-    return same and gap is not None and gap <= policy.ed.reregistration
+    return gap is not None and gap <= policy.ed.reregistration
 
 
 def _is_one_stay(earlier: Segment, later: Segment, policy: Policy) -> bool:
     """Stays: transferred, at the same site or to another (CR-17)."""
     return _passes(earlier, later, policy.hospital.link, policy)
+
+
+def link(earlier: Segment, later: Segment, policy: Policy) -> str | None:
+    """The rule by which two parts of one kind are linked, if they are: without a third."""
+    if earlier.fact.part_of == later.fact.encounter or later.fact.part_of == earlier.fact.encounter:
+        return "CR-03"
+    if earlier.kind is Kind.HOSPITAL:
+        return "CR-17" if _is_one_stay(earlier, later, policy) else None
+    if not _is_one_visit(earlier, later, policy):
+        return None
+    return "CR-05" if earlier.fact.site == later.fact.site else "CR-04"
 
 
 def _passes(earlier: Segment, later: Segment, link: Link, policy: Policy) -> bool:

@@ -308,25 +308,18 @@ def _is_late(fact: Fact, policy: Policy) -> bool:
 
 
 def _links(group: Group, policy: Policy) -> list[Note]:
-    """What made its members one: for each after the first, the gap to what was before it."""
+    """What made its members one: for each rule that links one to what was before it, the gap to
+    the last of those. Two that only a third has joined are not said to be linked.
+    """
     found = []
     for i, later in enumerate(group.members[1:], start=1):
-        before = group.members[:i]
-        last = max(before, key=lambda m: m.end.latest)
-        gap = None if last.is_open else episodes.between(last, later)
-        if gap is not None and gap < timedelta(0):
-            gap = None
-        if any(
-            later.fact.part_of == m.fact.encounter or m.fact.part_of == later.fact.encounter
-            for m in before
-        ):
-            found.append(Note("LINKED", "CR-03", gap))
-        elif group.kind is Kind.HOSPITAL:
-            found.append(Note("LINKED", "CR-17", gap))
-        elif any(episodes.is_registered_again(m, later, policy) for m in before):
-            found.append(Note("REREGISTERED", "CR-05", gap))
-        else:
-            found.append(Note("LINKED", "CR-04", gap))
+        before = sorted(group.members[:i], key=lambda m: m.end.latest)
+        tied = {rule: m for m in before if (rule := episodes.link(m, later, policy))}
+        for rule, last in tied.items():
+            gap = None if last.is_open else episodes.between(last, later)
+            if gap is not None and gap < timedelta(0):
+                gap = None
+            found.append(Note("REREGISTERED" if rule == "CR-05" else "LINKED", rule, gap))
     return found
 
 

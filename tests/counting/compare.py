@@ -286,7 +286,8 @@ def main() -> int:
     if said.people:
         from tests.counting import region
 
-        numbers = [range(n, min(n + 20, said.people)) for n in range(0, said.people, 20)]
+        people = min(said.people, len(region.lanes()))
+        numbers = [range(n, min(n + 20, people)) for n in range(0, people, 20)]
         work = region.Comparison(said.instants)
         good &= compared("people", said.jobs, work, numbers, work.report)
     return 0 if good else 1

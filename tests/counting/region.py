@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from uuid import UUID
 
 from services.ingest import reading
@@ -57,6 +57,7 @@ def _rules() -> dict[str, reading.SiteRules]:
     return {site: rules_of(file, site) for site in profile("demo").sites}
 
 
+@lru_cache(maxsize=4096)
 def read(message: Message) -> Told | None:
     """What one message says of an encounter; None if ingest would hold it."""
     if message.encounter is None:
