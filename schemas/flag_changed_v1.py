@@ -42,6 +42,16 @@ class Measure(StrEnum):
     HOSPITAL_EPISODES = "hospital_episodes"
 
 
+class Tally(StrEnum):
+    """What of the units of its measure a clause counts (CT-31)."""
+
+    UNITS = "units"
+    SITES = "sites"
+    """The different sites of the ED visits."""
+    DAYS = "days"
+    """The local midnights inside the episodes, at least one each."""
+
+
 class Kind(StrEnum):
     ED = "ed"
     HOSPITAL = "hospital"
@@ -58,6 +68,11 @@ class Clause(Part):
     """The state this clause leads to: `flagged`, or `watch`."""
     days: int
     """Length of the clause's window, days of 24 h."""
+    tally: Tally = Tally.UNITS
+    earlier: tuple[int, ...] = ()
+    """Counts in the windows that adjoin it before, newest first, if the policy asks for several
+    (`consecutive`). `count` and `met` are of the newest.
+    """
 
 
 class Note(Part):
@@ -104,6 +119,8 @@ class NextChange(Part):
     hospital_episodes: int
     state: State
     held: bool
+    counts: tuple[int, ...] = ()
+    """Of each clause, in their order; empty: not stated."""
 
 
 class SiteCoverage(Part):
@@ -138,7 +155,16 @@ class Explanation(Part):
     known_at: AwareDatetime
     policy: PolicyRef
     window_after: AwareDatetime
+    """The items are of all that a clause can look back to: the longest window, and of those
+    `consecutive`.
+    """
     window_until: AwareDatetime
+    window_days: int | None = None
+    """Days of 24 h in which visits and episodes are counted where no clause says otherwise."""
+    consecutive: int = 1
+    """In how many adjoining windows the clauses must be met (CT-31)."""
+    timezone: str | None = None
+    """The policy's: whose midnights make a hospital day."""
     state: State
     held: bool
     since: AwareDatetime | None
@@ -154,6 +180,8 @@ class Explanation(Part):
     clauses: tuple[Clause, ...]
     flag_when: str = "any"
     """`any` or `all` of the clauses that lead to `flagged`."""
+    watch_when: str = "any"
+    """The same of those that lead to `watch`."""
     next_change: NextChange | None = None
     items: tuple[Item, ...]
     """Newest first, then by key."""

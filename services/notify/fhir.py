@@ -15,7 +15,7 @@ from services.notify import card as cards
 from services.notify.card import Card, Status
 from services.notify.days import zone
 from services.notify.reading import owner_reference, priority
-from services.notify.recount import Kind, State, Unit, View
+from services.notify.recount import Clause, Kind, State, Tally, Unit, View
 from services.notify.store import FlagRow
 from services.plumbing.region import Clinic, Person, Region, Site
 
@@ -231,7 +231,7 @@ def _inputs(card: Card, view: View, voice: Voice) -> list[Json]:
         _input("hospital-stays", voice, valueUnsignedInt=view.count(Kind.HOSPITAL)),
     ]
     if view.met is not None:
-        found.append(_input("clause-met", voice, valueCode=str(view.met.kind)))
+        found.append(_input("clause-met", voice, valueCode=_clause_code(view.met)))
     found += [
         _input(
             "window",
@@ -255,6 +255,12 @@ def _inputs(card: Card, view: View, voice: Voice) -> list[Json]:
     for unit in view.units:
         found += [_visit(unit, visit.key, visit.site, voice) for visit in unit.visits]
     return found
+
+
+def _clause_code(clause: Clause) -> str:
+    """`ed`, `hospital`; `ed-sites` and `hospital-days` where not the units are counted."""
+    kind = str(clause.kind)
+    return kind if clause.tally is Tally.UNITS else f"{kind}-{clause.tally}"
 
 
 def _site(id_: str, voice: Voice) -> Json:
@@ -454,27 +460,3 @@ def searchset(
     if entries:
         found["entry"] = entries
     return found
-
-
-def history(base: str, versions: Sequence[Json]) -> Json:
-    """Every version of one resource, newest first; the oldest is the one that was created."""
-    name = f"{versions[0]['resourceType']}/{versions[0]['id']}"
-    return {
-        "resourceType": "Bundle",
-        "type": "history",
-        "total": len(versions),
-        "link": [{"relation": "self", "url": f"{base}/{name}/_history"}],
-        "entry": [
-            {
-                "fullUrl": f"{base}/{name}",
-                "resource": resource,
-                "request": {"method": "PUT", "url": name},
-                "response": {
-                    "status": "201" if place == len(versions) else "200",
-                    "etag": f'W/"{resource["meta"]["versionId"]}"',
-                    "lastModified": resource["meta"]["lastUpdated"],
-                },
-            }
-            for place, resource in enumerate(versions, start=1)
-        ],
-    }

@@ -432,6 +432,8 @@ def standing(told: Explanation, sequence: int) -> recount.Standing:
                 leads_to=recount.State(c.state),
                 count=c.count,
                 met=c.met,
+                tally=recount.Tally(c.tally),
+                earlier=c.earlier,
             )
             for c in told.clauses
         ),
@@ -444,6 +446,10 @@ def standing(told: Explanation, sequence: int) -> recount.Standing:
         pathway=told.pathway,
         hold_until=told.hold_until,
         outside_window=told.outside_window,
+        windows=told.consecutive,
+        days=told.window_days,
+        every_watch=told.watch_when == "all",
+        zone=None if told.timezone is None else ZoneInfo(told.timezone),
     )
 
 

@@ -7,7 +7,7 @@ simple counting, and no hold applies: below the threshold there is then nothing 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from enum import StrEnum
 from typing import Final
 from uuid import UUID
@@ -27,6 +27,16 @@ class State(StrEnum):
 class Kind(StrEnum):
     ED = "ed"
     HOSPITAL = "hospital"
+
+
+class Tally(StrEnum):
+    """What of the units a clause counts (CT-31)."""
+
+    UNITS = "units"
+    SITES = "sites"
+    """How many different sites they were at."""
+    DAYS = "days"
+    """The midnights in them, at least one each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +85,13 @@ class Clause:
     leads_to: State
     count: int
     met: bool
+    tally: Tally = Tally.UNITS
+    earlier: tuple[int, ...] = ()
+    """Counts in the adjoining windows before, newest first, where the policy asks for several."""
+
+    def held_in(self, ago: int) -> bool:
+        """Whether it is met in the window that many windows ago."""
+        return (self.count, *self.earlier)[ago] >= self.at_least
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +118,27 @@ class Standing:
     pathway: str | None = None
     hold_until: datetime | None = None
     outside_window: int = 0
+    windows: int = 1
+    """In how many adjoining windows the clauses must be met (CT-31)."""
+    days: int | None = None
+    """Of the window in which units are counted that no clause counts; None: the longest."""
+    every_watch: bool = False
+    """All of the clauses that lead to `watch` are needed, not any."""
+    zone: tzinfo | None = None
+    """Whose midnights a day has. None: not said, so days cannot be counted again."""
 
     @property
     def window(self) -> timedelta:
-        """The longest of the clauses' windows."""
-        return timedelta(days=max((c.days for c in self.clauses), default=365))
+        """All that a clause looks back to."""
+        lengths = [clause.days for clause in self.clauses]
+        if self.days is not None:
+            lengths.append(self.days)
+        return timedelta(days=self.windows * max(lengths, default=365))
+
+    @property
+    def countable(self) -> bool:
+        """Whether what is visible of it can be counted again. If not, nothing is told."""
+        return self.zone is not None or all(c.tally is not Tally.DAYS for c in self.clauses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +164,15 @@ class View:
     hold_until: datetime | None = None
     outside_window: int | None = None
     """None: not shown, something is hidden."""
+    days: int | None = None
 
     def count(self, kind: Kind) -> int:
-        """As the clause of that kind counts it; without one, the counted units."""
+        """As the first clause of that kind counts it; without one, the counted units."""
         for clause in self.clauses:
-            if clause.kind is kind:
+            if clause.kind is kind and clause.tally is Tally.UNITS:
                 return clause.count
-        return sum(1 for unit in self.units if unit.counted and unit.kind is kind)
+        after = self.after if self.days is None else self.until - timedelta(days=self.days)
+        return sum(u.counted and u.kind is kind and after < u.anchor for u in self.units)
 
     @property
     def met(self) -> Clause | None:
@@ -170,15 +205,18 @@ def see(standing: Standing, released: frozenset[str], now: datetime) -> View:
             pathway=standing.pathway,
             hold_until=standing.hold_until,
             outside_window=standing.outside_window,
+            days=standing.days,
         )
-    units = tuple(_without_hints(u) for u in standing.units if u.visible_to(released))
-    clauses = _recounted(standing.clauses, units, now)
-    state = _state(clauses, every=standing.every)
+    units = tuple(
+        _without_hints(u) for u in standing.units if standing.countable and u.visible_to(released)
+    )
+    clauses = _recounted(standing, units, now)
+    state = _state(standing, clauses)
     return View(
         state=state,
         held=False,
         since=_since(standing, units, now, state),
-        next_change=_next_change(standing.clauses, units, now),
+        next_change=_next_change(standing, units, now),
         after=now - standing.window,
         until=now,
         policy=standing.policy,
@@ -188,6 +226,7 @@ def see(standing: Standing, released: frozenset[str], now: datetime) -> View:
         connected_sites=standing.connected_sites,
         complete=standing.complete,
         whole=False,
+        days=standing.days,
     )
 
 
@@ -240,37 +279,73 @@ def _without_hints(unit: Unit) -> Unit:
     )
 
 
-def _count(clause: Clause, units: Iterable[Unit], at: datetime) -> int:
+def _count(standing: Standing, clause: Clause, units: Iterable[Unit], at: datetime) -> int:
     after = at - timedelta(days=clause.days)
-    return sum(1 for u in units if u.counted and u.kind is clause.kind and after < u.anchor <= at)
+    seen = [u for u in units if u.counted and u.kind is clause.kind and after < u.anchor <= at]
+    match clause.tally:
+        case Tally.UNITS:
+            return len(seen)
+        case Tally.SITES:
+            return len({site for unit in seen for site in unit.sites})
+        case Tally.DAYS:
+            return sum(_days(unit, at, standing.zone) for unit in seen)
 
 
-def _recounted(
-    clauses: Sequence[Clause], units: Sequence[Unit], at: datetime
-) -> tuple[Clause, ...]:
-    counts = [(clause, _count(clause, units, at)) for clause in clauses]
-    return tuple(replace(c, count=n, met=n >= c.at_least) for c, n in counts)
+def _days(unit: Unit, at: datetime, zone: tzinfo | None) -> int:
+    """The local midnights of a unit up to its end, or to `at`; at least one day."""
+    last = at if unit.end is None else min(unit.end, at)
+    return max(1, (_local_date(last, zone) - _local_date(unit.anchor, zone)).days)
 
 
-def _state(clauses: Sequence[Clause], *, every: bool) -> State:
-    flagging = [c.met for c in clauses if c.leads_to is State.FLAGGED]
-    if flagging and (all(flagging) if every else any(flagging)):
-        return State.FLAGGED
-    if any(c.met for c in clauses if c.leads_to is State.WATCH):
-        return State.WATCH
+def _local_date(instant: datetime, zone: tzinfo | None) -> date:
+    return instant.astimezone(zone or UTC).date()
+
+
+def _recounted(standing: Standing, units: Sequence[Unit], at: datetime) -> tuple[Clause, ...]:
+    """The clauses as `units` alone meet them, each of their windows as it was seen at its end."""
+    found = []
+    for clause in standing.clauses:
+        count, *earlier = (
+            _count(standing, clause, units, at - ago * timedelta(days=clause.days))
+            for ago in range(standing.windows)
+        )
+        met = count >= clause.at_least
+        found.append(replace(clause, count=count, met=met, earlier=tuple(earlier)))
+    return tuple(found)
+
+
+def _state(standing: Standing, clauses: Sequence[Clause]) -> State:
+    for state, every in ((State.FLAGGED, standing.every), (State.WATCH, standing.every_watch)):
+        leading = [c for c in clauses if c.leads_to is state]
+        enough = all if every else any
+        if leading and all(
+            enough(c.held_in(ago) for c in leading) for ago in range(standing.windows)
+        ):
+            return state
     return State.BELOW
 
 
-def _instants(clauses: Sequence[Clause], units: Sequence[Unit]) -> list[datetime]:
-    """When a count changes: a unit begins to count, or has left the window (CR-40)."""
-    begun = {u.anchor for u in units if u.counted}
-    left = {
-        u.anchor + timedelta(days=c.days)
-        for c in clauses
-        for u in units
-        if u.counted and u.kind is c.kind
-    }
-    return sorted(begun | left)
+def _instants(standing: Standing, units: Sequence[Unit]) -> list[datetime]:
+    """When a count changes: a unit enters or leaves a window (CR-40), or a day of it begins."""
+    found = {u.anchor for u in units if u.counted}
+    for clause in standing.clauses:
+        length = timedelta(days=clause.days)
+        for unit in units:
+            if not unit.counted or unit.kind is not clause.kind:
+                continue
+            turns = [unit.anchor, unit.anchor + length]
+            if clause.tally is Tally.DAYS:
+                turns += _midnights(unit, unit.anchor + length, standing.zone)
+            found |= {turn + ago * length for turn in turns for ago in range(standing.windows)}
+    return sorted(found)
+
+
+def _midnights(unit: Unit, gone: datetime, zone: tzinfo | None) -> Iterable[datetime]:
+    last = gone if unit.end is None else min(unit.end, gone)
+    day = _local_date(unit.anchor, zone) + timedelta(days=1)
+    while (midnight := datetime.combine(day, time(), zone or UTC)) <= last:
+        yield midnight.astimezone(UTC)
+        day += timedelta(days=1)
 
 
 def _since(
@@ -280,10 +355,10 @@ def _since(
     if state is State.BELOW:
         return None
     since: datetime | None = None
-    for instant in _instants(standing.clauses, units):
+    for instant in _instants(standing, units):
         if instant > now:
             break
-        there = _state(_recounted(standing.clauses, units, instant), every=standing.every)
+        there = _state(standing, _recounted(standing, units, instant))
         if there is not state:
             since = None
         elif since is None:
@@ -291,7 +366,8 @@ def _since(
     return since
 
 
-def _next_change(
-    clauses: Sequence[Clause], units: Sequence[Unit], now: datetime
-) -> datetime | None:
-    return next((i for i in _instants(clauses, units) if i > now), None)
+def _next_change(standing: Standing, units: Sequence[Unit], now: datetime) -> datetime | None:
+    """The first instant after `now` at which a clause counts otherwise."""
+    here = _recounted(standing, units, now)
+    coming = (i for i in _instants(standing, units) if i > now)
+    return next((i for i in coming if _recounted(standing, units, i) != here), None)

@@ -210,8 +210,9 @@ def _is_one_visit(earlier: Segment, later: Segment, policy: Policy) -> bool:
 
 
 def _is_registered_again(earlier: Segment, later: Segment, policy: Policy) -> bool:
-    gap = between(earlier, later)
-    return gap is not None and gap <= policy.ed.reregistration
+    """Overlapping, or within the time a policy allows (CR-05); zero: never."""
+    gap, longest = between(earlier, later), policy.ed.reregistration
+    return bool(longest) and gap is not None and gap <= longest
 
 
 def _is_one_stay(earlier: Segment, later: Segment, policy: Policy) -> bool:
@@ -231,8 +232,10 @@ def link(earlier: Segment, later: Segment, policy: Policy) -> str | None:
 
 
 def _passes(earlier: Segment, later: Segment, link: Link, policy: Policy) -> bool:
-    """The gap rule (CT-22). With `below` at zero nothing links uncoded, not even an overlap."""
-    coded = earlier.coded_out or later.coded_in
+    """The gap rule (CT-22). Zero links nothing, not even an overlap: `below` at zero nothing
+    uncoded, `coded_up_to` at zero nothing that is coded.
+    """
+    coded = bool(link.coded_up_to) and (earlier.coded_out or later.coded_in)
     gap = between(earlier, later)
     if gap is None:
         return coded and _days_apart(earlier, later, policy) <= 1

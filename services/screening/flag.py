@@ -12,9 +12,9 @@ from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
 from uuid import UUID
 
-from services.screening import episodes, why
-from services.screening.episodes import Kind
+from services.screening import episodes, measures, why
 from services.screening.ledger import VOID, Disposition, History, Ledger, gather, in_force
+from services.screening.measures import Counted
 from services.screening.policy import Clause, Measure, Policy
 from services.screening.why import Judged, Why
 
@@ -51,6 +51,8 @@ class Next:
     at: datetime
     ed_visits: int
     hospital_episodes: int
+    counts: tuple[int, ...]
+    """One per clause of the policy, as in Standing."""
     state: State
     held: bool
 
@@ -65,6 +67,10 @@ class Standing:
     hospital_episodes: int
     counts: tuple[int, ...]
     """One per clause of the policy, those of `flag` first."""
+    earlier: tuple[tuple[int, ...], ...]
+    """Of each clause, its counts in the adjoining windows before, newest first; empty if the
+    policy asks for one window only.
+    """
     changed: datetime | None
     """Instant from which it has been like this; None: ever since."""
     by: Cause | None
@@ -94,23 +100,14 @@ class Life:
 
 
 @dataclass(frozen=True, slots=True)
-class _Counted:
-    """Anchors of what counts, and when the person can be flagged."""
-
-    visits: list[datetime]
-    stays: list[datetime]
-    limits: Life
-
-    def anchors(self, measure: Measure) -> list[datetime]:
-        return self.visits if measure is Measure.ED_VISITS else self.stays
-
-
-@dataclass(slots=True)
-class _Stretch:
-    """A time in which nothing changes."""
+class Stretch:
+    """A time in which nothing changes, up to the next one of its course."""
 
     at: datetime
-    counts: tuple[int, ...]
+    counts: tuple[int, int]
+    """ED visits and hospital episodes in the policy's window."""
+    clauses: tuple[int, ...]
+    earlier: tuple[tuple[int, ...], ...]
     state: State
     held: bool
     since: datetime | None
@@ -155,13 +152,19 @@ def stand(ledger: Ledger, policy: Policy, now: datetime) -> Standing:
 
     No earlier state goes in: the same facts give the same answer in any order.
     """
+    limits = life(ledger, policy)
+    judged = _judged(ledger, policy)
+    return _seen(_walk(Counted.of(judged), limits, policy), limits, judged, policy, now)
+
+
+def course(ledger: Ledger, policy: Policy) -> Sequence[Stretch]:
+    """All stretches of a history, past and to come, oldest first; before the first: below."""
+    return _walk(Counted.of(_judged(ledger, policy)), life(ledger, policy), policy)
+
+
+def _judged(ledger: Ledger, policy: Policy) -> tuple[Judged, ...]:
     parts = [part for fact in ledger.facts for part in episodes.segments(fact, policy)]
-    judged = tuple(why.judge(episodes.grouped(parts, policy), policy)) if parts else ()
-    counted = _Counted([], [], life(ledger, policy))
-    for j in judged:
-        if j.reason is None:
-            (counted.visits if j.group.kind is Kind.ED else counted.stays).append(j.group.anchor)
-    return _seen(_walk(counted, policy), counted.limits, judged, policy, now)
+    return tuple(why.judge(episodes.grouped(parts, policy), policy)) if parts else ()
 
 
 def _clauses(policy: Policy) -> tuple[Clause, ...]:
@@ -186,12 +189,19 @@ class _Changes:
     begins: bool = False
 
 
-def _changes(counted: _Counted, policy: Policy) -> dict[datetime, _Changes]:
+def _changes(counted: Counted, limits: Life, policy: Policy) -> dict[datetime, _Changes]:
     """All instants at which anything can change of itself. Counts: ED visits and episodes of
-    the policy's window, then one per clause.
+    the policy's window, then of each clause those of its windows, newest first.
     """
-    watched = [(counted.visits, policy.window), (counted.stays, policy.window)]
-    watched += [(counted.anchors(c.measure), c.length) for c in _clauses(policy)]
+    watched = [
+        (Measure.ED_VISITS, policy.window, timedelta()),
+        (Measure.HOSPITAL_EPISODES, policy.window, timedelta()),
+    ]
+    watched += [
+        (clause.measure, clause.length, ago * clause.length)
+        for clause in _clauses(policy)
+        for ago in range(policy.consecutive)
+    ]
     found: dict[datetime, _Changes] = {}
 
     def at(instant: datetime) -> _Changes:
@@ -199,38 +209,38 @@ def _changes(counted: _Counted, policy: Policy) -> dict[datetime, _Changes]:
             found[instant] = _Changes([0] * len(watched))
         return found[instant]
 
-    for i, (anchors, length) in enumerate(watched):
-        for anchor in anchors:
-            change = at(anchor)
-            change.deltas[i] += 1
-            change.begins = True
-            at(anchor + length).deltas[i] -= 1
-    limits = counted.limits
+    for i, (measure, length, later) in enumerate(watched):
+        for instant, by in measures.steps(measure, counted, length, policy.zone):
+            at(instant + later).deltas[i] += by
+    for group in (*counted.visits, *counted.stays):
+        at(group.anchor).begins = True
     for limit in (limits.eligible_from, limits.eligible_until, limits.death):
         if limit is not None:
             at(limit)
     return found
 
 
-def _walk(counted: _Counted, policy: Policy) -> list[_Stretch]:
+def _walk(counted: Counted, limits: Life, policy: Policy) -> list[Stretch]:
     """All stretches of a history, past and future, oldest first (CT-41)."""
-    limits = counted.limits
-    changes = _changes(counted, policy)
-    first_of_watch = 2 + len(policy.flag.clauses)
+    changes = _changes(counted, limits, policy)
+    windows = policy.consecutive
+    first_of_watch = 2 + len(policy.flag.clauses) * windows
 
-    counts = [0] * (2 + len(_clauses(policy)))
+    counts = [0] * (2 + len(_clauses(policy)) * windows)
     met = False
     since: datetime | None = None
     unmet_from: datetime | None = None
     again = False
-    last: _Stretch | None = None
-    found: list[_Stretch] = []
+    last: Stretch | None = None
+    found: list[Stretch] = []
 
     def settle(at: datetime, by: Cause) -> None:
         """Where the patient stands from `at` on."""
         nonlocal met, since, unmet_from, again, last
         was, able = met, _is_eligible(limits, at) and _is_alive(limits, at)
-        met = able and policy.flag.holds(counts[2:first_of_watch])
+        met = able and all(
+            policy.flag.holds(counts[2 + ago : first_of_watch : windows]) for ago in range(windows)
+        )
         if was and not met:
             unmet_from = at
         if since is not None and (not able or (not met and at >= since + policy.hold)):
@@ -238,13 +248,24 @@ def _walk(counted: _Counted, policy: Policy) -> list[_Stretch]:
         if since is None and met:
             since = at
             again = unmet_from is not None and at - unmet_from < policy.quiet_reentry
-        near = able and policy.watch.holds(counts[first_of_watch:])
+        near = able and all(
+            policy.watch.holds(counts[first_of_watch + ago :: windows]) for ago in range(windows)
+        )
         state = State.FLAGGED if since else State.WATCH if near else State.BELOW
         begun = since
         if state is State.WATCH:
             begun = last.since if last and last.state is State.WATCH else at
-        held = since is not None and not met
-        stretch = _Stretch(at, tuple(counts), state, held, begun, again and since is not None, by)
+        stretch = Stretch(
+            at=at,
+            counts=(counts[0], counts[1]),
+            clauses=tuple(counts[2::windows]),
+            earlier=_earlier(counts, windows),
+            state=state,
+            held=since is not None and not met,
+            since=begun,
+            again=again and since is not None,
+            by=by,
+        )
         if last is None or _differ(last, stretch):
             found.append(stretch)
             last = stretch
@@ -261,6 +282,12 @@ def _walk(counted: _Counted, policy: Policy) -> list[_Stretch]:
     return found
 
 
+def _earlier(counts: Sequence[int], windows: int) -> tuple[tuple[int, ...], ...]:
+    if windows == 1:
+        return ()
+    return tuple(tuple(counts[i + 1 : i + windows]) for i in range(2, len(counts), windows))
+
+
 def _cause_at(at: datetime, change: _Changes, limits: Life) -> Cause:
     if at == limits.death:
         return Cause.DEATH
@@ -269,17 +296,17 @@ def _cause_at(at: datetime, change: _Changes, limits: Life) -> Cause:
     return Cause.EVENT if change.begins else Cause.DECAY
 
 
-def _differ(one: _Stretch, other: _Stretch) -> bool:
-    return (
-        one.counts != other.counts
-        or one.state is not other.state
-        or one.held is not other.held
-        or one.since != other.since
-    )
+def _differ(one: Stretch, other: Stretch) -> bool:
+    return _told(one) != _told(other) or one.since != other.since
+
+
+def _told(stretch: Stretch) -> tuple[object, ...]:
+    """Counts and state: what `next_change` looks for (CT-46)."""
+    return stretch.counts, stretch.clauses, stretch.earlier, stretch.state, stretch.held
 
 
 def _seen(
-    walked: Sequence[_Stretch],
+    walked: Sequence[Stretch],
     limits: Life,
     judged: tuple[Judged, ...],
     policy: Policy,
@@ -288,12 +315,15 @@ def _seen(
     """What the walk looks like from `now`."""
     past = [s for s in walked if s.at <= now]
     coming = walked[len(past) :]
+    nothing = [0] * (2 + len(_clauses(policy)) * policy.consecutive)
     here = (
         past[-1]
         if past
-        else _Stretch(
+        else Stretch(
             at=now,
-            counts=(0,) * (2 + len(_clauses(policy))),
+            counts=(0, 0),
+            clauses=tuple(nothing[2 :: policy.consecutive]),
+            earlier=_earlier(nothing, policy.consecutive),
             state=State.BELOW,
             held=False,
             since=None,
@@ -301,10 +331,7 @@ def _seen(
             by=Cause.DECAY,
         )
     )
-    turn = next(
-        (s for s in coming if (s.counts, s.state, s.held) != (here.counts, here.state, here.held)),
-        None,
-    )
+    turn = next((s for s in coming if _told(s) != _told(here)), None)
     stirs = next(
         (s.at for s in coming if here.state is not State.BELOW or s.state is not State.BELOW), None
     )
@@ -314,7 +341,8 @@ def _seen(
         since=here.since,
         ed_visits=here.counts[0],
         hospital_episodes=here.counts[1],
-        counts=here.counts[2:],
+        counts=here.clauses,
+        earlier=here.earlier,
         changed=here.at if past else None,
         by=here.by if past else None,
         again=here.again,
@@ -323,14 +351,14 @@ def _seen(
         age_unknown=limits.age_unknown,
         next=None
         if turn is None
-        else Next(turn.at, turn.counts[0], turn.counts[1], turn.state, held=turn.held),
+        else Next(turn.at, *turn.counts, turn.clauses, turn.state, held=turn.held),
         stirs=stirs,
         flagged=_spans(past),
         judged=judged,
     )
 
 
-def _spans(past: Sequence[_Stretch]) -> tuple[tuple[datetime, datetime | None], ...]:
+def _spans(past: Sequence[Stretch]) -> tuple[tuple[datetime, datetime | None], ...]:
     """The times in which it was flagged; the last is open if it still is."""
     spans: list[tuple[datetime, datetime | None]] = []
     for s in past:
@@ -365,7 +393,7 @@ def face(standing: Standing, reasons: Why, policy: Policy) -> str:
         standing.since,
         standing.ed_visits,
         standing.hospital_episodes,
-        standing.counts,
+        (standing.counts, standing.earlier) if standing.earlier else standing.counts,
         reasons.pathway,
         reasons.entered_in_error,
         [

@@ -1,13 +1,14 @@
 """A counting rule as a value: counting.md section 6.
 
-A policy is data, not code, so that a site can show which rule flagged whom. Only keys that
-are implemented are read; any other is refused, never ignored, because a key without effect
-would be a promise about who is counted that nobody keeps (CT-50).
+A policy is data, not code, so that a site can show which rule flagged whom. A key that is not
+of the language is refused, never ignored, because a key without effect would be a promise
+about who is counted that nobody keeps (CT-50).
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -17,8 +18,12 @@ import yaml
 
 
 class Measure(StrEnum):
+    """What a clause counts (CT-31)."""
+
     ED_VISITS = "ed_visits"
+    ED_SITES = "ed_sites"
     HOSPITAL_EPISODES = "hospital_episodes"
+    HOSPITAL_DAYS = "hospital_days"
 
 
 class Mode(StrEnum):
@@ -43,7 +48,7 @@ class Clause:
     measure: Measure
     at_least: int
     length: timedelta
-    """Of its window; a clause may look back less far than the policy (`days`)."""
+    """Of its window; a clause may look back less far, or farther, than the policy (`days`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,8 @@ class Policy:
     source: str
     zone: ZoneInfo
     window: timedelta
+    consecutive: int
+    """In how many adjoining windows the clauses must be met (CT-31)."""
     flag: Condition
     watch: Condition
     hold: timedelta
@@ -137,7 +144,27 @@ class Policy:
     sha256: str
     """Of `canonical`, hexadecimal."""
 
+    @property
+    def lookback(self) -> timedelta:
+        """How far back anything can matter: the longest window, as often as it is asked for."""
+        clauses = self.flag.clauses + self.watch.clauses
+        return self.consecutive * max([self.window, *(clause.length for clause in clauses)])
 
+    @property
+    def label(self) -> str:
+        """How it is named: `name@version`."""
+        return f"{self.name}@{self.version}"
+
+
+MOST = 36_525
+"""No number of a policy is larger: a hundred years of days, which no calendar overflows on."""
+LAST_VERSION = 2**31 - 1
+OLDEST = 150
+"""Years of age."""
+LONGEST = 18
+"""Digits of a number that is read as one."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,63}")
+"""It stands in addresses and before the @ of `name@version`."""
 CLASSES = ("EMER", "IMP", "ACUTE", "NONAC", "OBSENC", "SS", "AMB", "HH", "VR", "FLD", "PRENC")
 
 
@@ -158,21 +185,19 @@ class _Unfit(Exception):  # noqa: N818
         self.path, self.advice = path, advice
 
 
-def _whole(lowest: int, *, optional: bool = False) -> Callable[[object, str], object]:
+def _whole(
+    lowest: int, highest: int = MOST, *, optional: bool = False
+) -> Callable[[object, str], object]:
     def check(value: object, path: str) -> object:
         if value is None and optional:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
             raise _Unfit(path, f"must be a whole number, {lowest} or more")
+        if value > highest:
+            raise _Unfit(path, f"must be {highest} or less")
         return value
 
     return check
-
-
-def _exactly_one(value: object, path: str) -> object:
-    if value != 1 or isinstance(value, bool):
-        raise _Unfit(path, "only 1 is implemented")
-    return value
 
 
 def _yes_or_no(value: object, path: str) -> object:
@@ -182,8 +207,14 @@ def _yes_or_no(value: object, path: str) -> object:
 
 
 def _text(value: object, path: str) -> object:
-    if not isinstance(value, str) or not value:
-        raise _Unfit(path, "must be text")
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise _Unfit(path, "must be text, on one line")
+    return value
+
+
+def _name(value: object, path: str) -> object:
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise _Unfit(path, "must be at most 64 letters, digits, dots and hyphens")
     return value
 
 
@@ -207,6 +238,15 @@ def _texts(value: object, path: str) -> object:
     return [_text(entry, f"{path}[{i}]") for i, entry in enumerate(value)]
 
 
+def _prefixes(value: object, path: str) -> object:
+    """Codes as a manual prints them. Without a letter one would be the beginning of every code."""
+    found = _texts(value, path)
+    for i, entry in enumerate(_strings(found)):
+        if not entry.replace(".", "").isalnum():
+            raise _Unfit(f"{path}[{i}]", "must be the beginning of a code, such as Z51.0")
+    return found
+
+
 def _condition(value: object, path: str) -> object:
     """`null` is no condition: it never holds."""
     if value is None:
@@ -224,7 +264,7 @@ def _clause(value: object, path: str) -> object:
         raise _Unfit(path, "must be {measure, at_least}, and `days` if it has its own")
     for key in value:
         if key not in {"measure", "at_least", "days"}:
-            raise _Unfit(f"{path}.{key}", "is not an implemented key")
+            raise _Unfit(f"{path}.{key}", "is not a key of a clause")
     if value.get("measure") not in set(Measure):
         raise _Unfit(f"{path}.measure", f"must be one of {', '.join(Measure)}")
     at_least = _whole(1)(value.get("at_least"), f"{path}.at_least")
@@ -243,17 +283,17 @@ def _switches(**defaults: bool) -> dict[str, object]:
     return {name: _Leaf(_yes_or_no, default) for name, default in defaults.items()}
 
 
-def _lists(**defaults: list[str]) -> dict[str, object]:
-    return {name: _Leaf(_texts, default) for name, default in defaults.items()}
+def _lists(check: Callable[[object, str], object], **defaults: list[str]) -> dict[str, object]:
+    return {name: _Leaf(check, default) for name, default in defaults.items()}
 
 
 _FORM: dict[str, object] = {
-    "name": _Leaf(_text, required=True),
-    "version": _Leaf(_whole(1), required=True),
+    "name": _Leaf(_name, required=True),
+    "version": _Leaf(_whole(1, LAST_VERSION), required=True),
     "title": _Leaf(_titles, {}),
     "source": _Leaf(_text, "not stated"),
     "timezone": _Leaf(_zone, "America/Toronto"),
-    "window": {"days": _Leaf(_whole(1), 365), "consecutive": _Leaf(_exactly_one, 1)},
+    "window": {"days": _Leaf(_whole(1), 365), "consecutive": _Leaf(_whole(1), 1)},
     "flag": _Leaf(
         _condition,
         {
@@ -268,10 +308,11 @@ _FORM: dict[str, object] = {
     "quiet_reentry_days": _Leaf(_whole(0), 180),
     "alert_max_age_hours": _Leaf(_whole(0), 72),
     "person": {
-        "age_min": _Leaf(_whole(0, optional=True), 18),
-        "age_max": _Leaf(_whole(0, optional=True), None),
+        "age_min": _Leaf(_whole(0, OLDEST, optional=True), 18),
+        "age_max": _Leaf(_whole(0, OLDEST, optional=True), None),
     },
     "classes": _lists(
+        _texts,
         ed=["EMER"],
         hospital=["IMP", "ACUTE"],
         not_counted=["NONAC", "OBSENC", "SS", "AMB", "HH", "VR", "FLD", "PRENC"],
@@ -308,6 +349,7 @@ _FORM: dict[str, object] = {
         ),
     },
     "codes": _lists(
+        _prefixes,
         pregnancy=["O"],
         obstetric=["Z37"],
         newborn=["Z38", "P95"],
@@ -320,19 +362,20 @@ _FORM: dict[str, object] = {
 
 
 def load(text: str) -> Policy:
-    """The policy that a YAML file states.
+    """The policy that a YAML file states; JSON will do, being YAML.
 
     Raises:
         PolicyRefused: unreadable, an unknown or unfit key, a class in two sets or none.
 
     """
+    lines: dict[str, int] = {}
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines: dict[str, int] = {}
-        given = _plain(root, "", lines)
+        given = _plain(yaml.compose(text, Loader=yaml.SafeLoader), "", lines, set())
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise PolicyRefused("", line, "is not readable YAML") from None
+    except (yaml.YAMLError, RecursionError):
+        raise PolicyRefused("", 1, "is not readable YAML") from None
     try:
         full = _fill(_FORM, given, "")
         _agree(full)
@@ -341,24 +384,57 @@ def load(text: str) -> Policy:
     return _build(full)
 
 
-def _plain(node: yaml.Node | None, path: str, lines: dict[str, int]) -> object:
-    """The node as plain values; `lines` learns where each path stands."""
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A key that two policies set otherwise. Values as JSON has them."""
+
+    path: str
+    before: object
+    after: object
+
+
+def differences(before: Policy, after: Policy) -> list[Difference]:
+    """Where two policies differ, by path. Lists, so the clauses of a condition, are one value."""
+    one, other = (dict(_leaves(json.loads(p.canonical), "")) for p in (before, after))
+    return [
+        Difference(path, one.get(path), other.get(path))
+        for path in sorted(one.keys() | other.keys())
+        if one.get(path) != other.get(path)
+    ]
+
+
+def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict) and value:
+        for key, below in value.items():
+            yield from _leaves(below, f"{path}.{key}" if path else key)
+    else:
+        yield path, value
+
+
+def _plain(node: yaml.Node | None, path: str, lines: dict[str, int], seen: set[int]) -> object:
+    """The node as plain values; `lines` learns where each path stands.
+
+    An alias is refused: a few of aliases of aliases are a page that never ends.
+    """
     if node is None:
         return None
+    if id(node) in seen:
+        raise PolicyRefused(path, node.start_mark.line + 1, "must be written out, not an alias")
+    seen.add(id(node))
     lines[path] = node.start_mark.line + 1
     match node:
         case yaml.MappingNode():
             found: dict[str, object] = {}
             for key, value in node.value:
-                name = str(key.value)
+                name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
                 below = f"{path}.{name}" if path else name
                 if name in found:
                     raise PolicyRefused(below, key.start_mark.line + 1, "stands there twice")
-                found[name] = _plain(value, below, lines)
+                found[name] = _plain(value, below, lines, seen)
                 lines[below] = key.start_mark.line + 1
             return found
         case yaml.SequenceNode():
-            return [_plain(entry, f"{path}[{i}]", lines) for i, entry in enumerate(node.value)]
+            return [_plain(e, f"{path}[{i}]", lines, seen) for i, e in enumerate(node.value)]
         case _:
             return _scalar(node)
 
@@ -371,7 +447,7 @@ def _scalar(node: yaml.Node) -> object:
         return None
     if kind == "bool":
         return text.lower() in {"true", "yes", "on"}
-    if kind == "int" and text.removeprefix("-").isdecimal():
+    if kind == "int" and text.removeprefix("-").isdecimal() and len(text) <= LONGEST:
         return int(text)
     return text
 
@@ -391,7 +467,7 @@ def _fill(form: Mapping[str, object], given: object, path: str) -> dict[str, obj
         raise _Unfit(path, f"must hold keys: {', '.join(form)}")
     for key in given:
         if key not in form:
-            raise _Unfit(f"{path}.{key}" if path else key, "is not an implemented key")
+            raise _Unfit(f"{path}.{key}" if path else key, "is not a key of a policy")
     full: dict[str, object] = {}
     for key, leaf in form.items():
         below = f"{path}.{key}" if path else key
@@ -419,12 +495,16 @@ def _agree(full: Mapping[str, object]) -> None:
                 raise _Unfit(f"classes.{name}[{i}]", "is in two sets")
     if missing := [code for code in CLASSES if code not in placed]:
         raise _Unfit("classes", f"{', '.join(missing)} must be in one of the sets")
-    days = _number(_part(full, "window")["days"])
+    window = _part(full, "window")
+    windows, days = _number(window["consecutive"]), _number(window["days"])
+    if windows * days > MOST:
+        raise _Unfit("window.consecutive", f"must look back {MOST} days or less in all")
     for name in ("flag", "watch"):
         for mode, clauses in (_mapping(full[name]) if full[name] else {}).items():
             for i, clause in enumerate(_sequence(clauses)):
-                if _number(_mapping(clause)["days"] or 0) > days:
-                    raise _Unfit(f"{name}.{mode}[{i}].days", "must not exceed window.days")
+                if windows * _number(_mapping(clause)["days"] or 0) > MOST:
+                    place = f"{name}.{mode}[{i}].days"
+                    raise _Unfit(place, f"must look back {MOST} days or less in all")
     person = _part(full, "person")
     lowest, highest = person["age_min"], person["age_max"]
     if highest is not None and lowest is not None and _number(highest) < _number(lowest):
@@ -434,6 +514,7 @@ def _agree(full: Mapping[str, object]) -> None:
 def _build(full: dict[str, object]) -> Policy:
     canonical = json.dumps(full, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     window = timedelta(days=_number(_part(full, "window")["days"]))
+    consecutive = _number(_part(full, "window")["consecutive"])
     person, classes = _part(full, "person"), _part(full, "classes")
     ed, hospital = _part(full, "ed"), _part(full, "hospital")
     return Policy(
@@ -443,6 +524,7 @@ def _build(full: dict[str, object]) -> Policy:
         source=str(full["source"]),
         zone=ZoneInfo(str(full["timezone"])),
         window=window,
+        consecutive=consecutive,
         flag=_built_condition(full["flag"], window),
         watch=_built_condition(full["watch"], window),
         hold=timedelta(days=_number(full["hold_days"])),

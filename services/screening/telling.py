@@ -14,7 +14,7 @@ from schemas.episode_changed_v1 import EpisodeChanged, EpisodeMoment
 from services.screening.flag import Cause, Notice, Standing, State
 from services.screening.ledger import Coding as Code
 from services.screening.ledger import Fact
-from services.screening.policy import Clause, Condition, Policy
+from services.screening.policy import Clause, Measure, Policy
 from services.screening.presence import Saying
 from services.screening.why import Item, Note, Why
 from services.screening.window import Window
@@ -76,7 +76,7 @@ def explanation(
 ) -> told.Explanation:
     """Everything there is to say of a standing (counting.md section 8), in the policy's zone."""
     zone = policy.zone
-    window = Window.ending(about.as_of, policy.window)
+    window = Window.ending(about.as_of, policy.lookback)
     flagged = standing.state is State.FLAGGED
     return told.Explanation(
         patient=about.patient,
@@ -86,6 +86,9 @@ def explanation(
         policy=told.PolicyRef(name=policy.name, version=policy.version, sha256=policy.sha256),
         window_after=window.after.astimezone(zone),
         window_until=window.until.astimezone(zone),
+        window_days=policy.window.days,
+        consecutive=policy.consecutive,
+        timezone=zone.key,
         state=told.State(standing.state),
         held=standing.held,
         since=_local(standing.since, zone),
@@ -99,12 +102,14 @@ def explanation(
         pathway=reasons.pathway,
         clauses=_clauses(standing, policy),
         flag_when=str(policy.flag.mode),
+        watch_when=str(policy.watch.mode),
         next_change=told.NextChange(
             at=standing.next.at.astimezone(zone),
             ed_visits=standing.next.ed_visits,
             hospital_episodes=standing.next.hospital_episodes,
             state=told.State(standing.next.state),
             held=standing.next.held,
+            counts=standing.next.counts,
         )
         if standing.next
         else None,
@@ -128,25 +133,37 @@ def _personal(standing: Standing) -> list[told.Note]:
     return found
 
 
+_TOLD = {
+    Measure.ED_VISITS: (told.Measure.ED_VISITS, told.Tally.UNITS),
+    Measure.ED_SITES: (told.Measure.ED_VISITS, told.Tally.SITES),
+    Measure.HOSPITAL_EPISODES: (told.Measure.HOSPITAL_EPISODES, told.Tally.UNITS),
+    Measure.HOSPITAL_DAYS: (told.Measure.HOSPITAL_EPISODES, told.Tally.DAYS),
+}
+"""A measure as the event has it: of which units, and what of them."""
+
+
 def _clauses(standing: Standing, policy: Policy) -> tuple[told.Clause, ...]:
-    leading: list[tuple[Clause, Condition, told.State]] = [
-        (clause, condition, state)
+    leading: list[tuple[Clause, told.State]] = [
+        (clause, state)
         for condition, state in (
             (policy.flag, told.State.FLAGGED),
             (policy.watch, told.State.WATCH),
         )
         for clause in condition.clauses
     ]
+    earlier = standing.earlier or ((),) * len(leading)
     return tuple(
         told.Clause(
-            measure=told.Measure(clause.measure),
+            measure=_TOLD[clause.measure][0],
             count=count,
             at_least=clause.at_least,
             met=count >= clause.at_least,
             state=state,
             days=clause.length.days,
+            tally=_TOLD[clause.measure][1],
+            earlier=before,
         )
-        for (clause, _, state), count in zip(leading, standing.counts, strict=True)
+        for (clause, state), count, before in zip(leading, standing.counts, earlier, strict=True)
     )
 
 
@@ -225,7 +242,13 @@ def episode_changed(
 
 
 def answer(explained: told.Explanation) -> dict[str, Any]:
-    """An explanation as screening's API gives it: the window as one object (section 8)."""
+    """An explanation as screening's API gives it: the window as one object (section 8), and the
+    measures as a policy names them.
+    """
     body = explained.model_dump(mode="json")
+    names = {told_as: measure for measure, told_as in _TOLD.items()}
+    for clause, said in zip(body["clauses"], explained.clauses, strict=True):
+        clause["measure"] = names[said.measure, said.tally]
+        del clause["tally"]
     body["window"] = {"after": body.pop("window_after"), "until": body.pop("window_until")}
     return body

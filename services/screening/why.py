@@ -51,7 +51,7 @@ class Why:
     items: tuple[Item, ...]
     """Newest first, then by key."""
     outside_window: int
-    """Items that have left the window."""
+    """Items that have left all that is looked back to."""
     entered_in_error: int
     pathway: str | None
     restless: datetime | None
@@ -211,8 +211,8 @@ def _icd_10(fact: Fact) -> Iterable[tuple[str, str]]:
 
 
 def explain(facts: Sequence[Fact], judged: Sequence[Judged], policy: Policy, now: datetime) -> Why:
-    """Everything in the window that ends `now`, counted or not."""
-    window = Window.ending(now, policy.window)
+    """Everything that a clause can look back to from `now`, counted or not."""
+    window = Window.ending(now, policy.lookback)
     groups = [j.group for j in judged]
     stays = [m for g in groups if g.kind is Kind.HOSPITAL for m in g.members]
     shown = [_item(j, groups, stays, policy, now) for j in judged if j.group.anchor in window]
@@ -228,7 +228,7 @@ def explain(facts: Sequence[Fact], judged: Sequence[Judged], policy: Policy, now
     shown.sort(key=lambda i: i.anchor, reverse=True)
     anchors = [g.anchor for g in groups] + [i.anchor for i in loose]
     turns = [
-        turn for anchor in anchors for turn in (anchor, anchor + policy.window) if turn > now
+        turn for anchor in anchors for turn in (anchor, anchor + policy.lookback) if turn > now
     ] + [turn for g in groups if g.is_open for turn in _doubts(g, policy) if turn > now]
     return Why(
         items=tuple(shown),

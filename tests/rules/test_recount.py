@@ -1,7 +1,10 @@
 """What one recipient may see of a standing (CS-40)."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -11,6 +14,7 @@ from services.notify.recount import (
     Kind,
     Standing,
     State,
+    Tally,
     Unit,
     Visit,
     changes_by_itself,
@@ -161,8 +165,6 @@ def test_a_standing_without_encounters_still_tells_that_there_is_a_patient() -> 
 
 
 def test_all_of_the_clauses_may_be_needed() -> None:
-    from dataclasses import replace
-
     needs_both = replace(standing(*FOUR, ed_visit(5, 2)), every=True)
     seen = see(needs_both, ALL - {item(5)}, NOW)
     assert seen.state is State.WATCH
@@ -223,3 +225,92 @@ def test_since_begins_again_after_a_break() -> None:
     later = [ed_visit(6, 300), ed_visit(7, 5), ed_visit(8, 1)]
     seen = see(standing(*first, *later), ALL - {item(8)}, NOW)
     assert (seen.state, seen.since) == (State.FLAGGED, NOW - 5 * DAY)
+
+
+# Measures, windows (CT-31)
+
+TORONTO = ZoneInfo("America/Toronto")
+
+
+def bed(number: int, days_ago: float, days: float | None, site: str = "hospital-a") -> Unit:
+    start = NOW - days_ago * DAY
+    end = None if days is None else start + days * DAY
+    visit = Visit(key(number), site, start, end)
+    return Unit(Kind.HOSPITAL, start, end, (site,), (visit,), counted=True)
+
+
+def by(clause: Clause, *units: Unit, **more: Any) -> Standing:
+    found = replace(standing(*units), clauses=(clause,), zone=TORONTO, days=365)
+    return replace(found, **more)
+
+
+SITES = Clause(Kind.ED, 3, 90, State.FLAGGED, 3, True, Tally.SITES)
+DAYS = Clause(Kind.HOSPITAL, 5, 365, State.FLAGGED, 9, True, Tally.DAYS)
+
+
+def test_ct_31_sites_are_counted_again_from_visible_visits_alone() -> None:
+    there = [
+        replace(ed_visit(n, 10 * n), sites=(f"hospital-{n % 3}",)) for n in range(1, 5)
+    ]  # 1, 2, 0, 1
+    assert see(by(SITES, *there), ALL - {item(8)}, NOW).clauses[0].count == 3
+    seen = see(by(SITES, *there), ALL - {item(1)}, NOW)
+    assert (seen.clauses[0].count, seen.state) == (3, State.FLAGGED)
+    seen = see(by(SITES, *there), ALL - {item(2)}, NOW)
+    assert (seen.clauses[0].count, seen.state) == (2, State.BELOW)
+
+
+def test_ct_31_days_are_counted_again_from_visible_stays_alone() -> None:
+    both = by(DAYS, bed(1, 30, 4), bed(2, 10, 5))
+    seen = see(both, ALL - {item(1)}, NOW)
+    assert (seen.clauses[0].count, seen.state) == (5, State.FLAGGED)
+    seen = see(both, ALL - {item(2)}, NOW)
+    assert (seen.clauses[0].count, seen.state) == (4, State.BELOW)
+
+
+def test_ct_31_an_open_stay_grows_at_local_midnight_and_the_recount_says_when() -> None:
+    """NOW is 14:00 in Toronto: in bed since three days, the fourth midnight is tonight."""
+    both = by(replace(DAYS, at_least=4), bed(1, 400, 2), bed(2, 3, None))
+    seen = see(both, ALL - {item(1)}, NOW)
+    midnight = datetime(2026, 3, 3, 5, tzinfo=UTC)
+    assert (seen.clauses[0].count, seen.state, seen.next_change) == (3, State.BELOW, midnight)
+    then = see(both, ALL - {item(1)}, midnight)
+    assert (then.clauses[0].count, then.state, then.since) == (4, State.FLAGGED, midnight)
+
+
+def test_days_that_cannot_be_counted_again_are_told_to_nobody_rather_than_guessed() -> None:
+    """Whose midnights is not said: whoever sees all of it sees the flag's own values, else none."""
+    both = by(DAYS, bed(1, 30, 4), bed(2, 10, 5), zone=None)
+    assert see(both, ALL, NOW).state is State.FLAGGED
+    seen = see(both, ALL - {item(1)}, NOW)
+    assert (seen.state, seen.units) == (State.BELOW, ())
+    assert not is_met(both, ALL - {item(1)}, NOW)
+
+
+def test_ct_31_visible_visits_must_meet_it_in_each_of_several_windows() -> None:
+    clause = Clause(Kind.ED, 1, 100, State.FLAGGED, 1, True, earlier=(2,))
+    units = [ed_visit(1, 10), ed_visit(2, 150), ed_visit(3, 160)]
+    each = by(clause, *units, windows=2, days=100)
+    seen = see(each, ALL - {item(3)}, NOW)
+    assert (seen.clauses[0].count, seen.clauses[0].earlier) == (1, (1,))
+    assert (seen.state, seen.since) == (State.FLAGGED, NOW - 10 * DAY)
+    assert seen.next_change == NOW + 50 * DAY
+    assert len(seen.units) == 2
+    assert seen.count(Kind.ED) == 1
+    assert see(each, ALL - {item(2), item(3)}, NOW).state is State.BELOW
+    assert see(each, ALL - {item(1)}, NOW).state is State.BELOW
+
+
+def test_what_no_clause_counts_is_counted_in_the_policys_window() -> None:
+    """A clause that looks back two years does not make the number of visits one of two years."""
+    far = by(replace(DAYS, days=730), ed_visit(1, 400), ed_visit(2, 100), bed(3, 500, 9))
+    assert see(far, ALL, NOW).count(Kind.ED) == 1
+    assert see(far, ALL - {item(8)}, NOW).after == NOW - 730 * DAY
+
+
+def test_all_of_the_watching_clauses_may_be_needed() -> None:
+    watching = [replace(c, leads_to=State.WATCH) for c in (SITES, replace(DAYS, at_least=3))]
+    units = [replace(ed_visit(n, n), sites=(f"hospital-{n}",)) for n in (1, 2, 3)]
+    both = by(SITES, *units, ed_visit(5, 5))
+    for every, state in ((False, State.WATCH), (True, State.BELOW)):
+        near = replace(both, clauses=tuple(watching), every_watch=every)
+        assert see(near, ALL - {item(5)}, NOW).state is state

@@ -16,7 +16,7 @@ from services.notify import card as cards
 from services.notify import recount
 from services.notify.card import Moment, Status, What
 from services.notify.consent import Found, Permit
-from services.notify.recount import Kind, State, Unit, View
+from services.notify.recount import Kind, State, Tally, Unit, View
 from services.notify.telling import Told
 from services.notify.web.views import (
     Card,
@@ -40,7 +40,12 @@ from services.notify.web.words import Language, in_language
 from services.plumbing import region as regions
 
 WEEK: Final = timedelta(days=7)
-MEASURES: Final[Mapping[Kind, Measure]] = {Kind.ED: Measure.ED, Kind.HOSPITAL: Measure.HOSPITAL}
+MEASURES: Final[Mapping[tuple[Kind, Tally], Measure]] = {
+    (Kind.ED, Tally.UNITS): Measure.ED,
+    (Kind.ED, Tally.SITES): Measure.ED_SITES,
+    (Kind.HOSPITAL, Tally.UNITS): Measure.HOSPITAL,
+    (Kind.HOSPITAL, Tally.DAYS): Measure.HOSPITAL_DAYS,
+}
 HAPPENINGS: Final[Mapping[What, Happening]] = {
     What.THRESHOLD: Happening.THRESHOLD,
     What.LEFT_ED: Happening.ED_DEPARTURE,
@@ -210,7 +215,7 @@ def crossing(view: View) -> Crossing | None:
     met = view.met
     if met is None:
         return None
-    return Crossing(MEASURES[met.kind], met.count, met.at_least, met.days)
+    return Crossing(MEASURES[met.kind, met.tally], met.count, met.at_least, met.days)
 
 
 def why(told: Told, names: Names) -> Why | None:
@@ -223,14 +228,15 @@ def why(told: Told, names: Names) -> Why | None:
         standing=Standing(view.state.value),
         clauses=[
             Clause(
-                measure=MEASURES[clause.kind],
+                measure=MEASURES[clause.kind, clause.tally],
                 count=clause.count,
                 at_least=clause.at_least,
                 met=clause.met,
                 days=clause.days,
-                will_be=_will_be(clause, then),
+                will_be=None if then is None else _other(then.counts[i], clause.count),
+                earlier=clause.earlier,
             )
-            for clause in view.clauses
+            for i, clause in enumerate(view.clauses)
             if clause.leads_to is State.FLAGGED
         ],
         items=[_item(unit, names, by_consent(told)) for unit in view.units],
@@ -254,7 +260,8 @@ class _Next:
     """What the next change makes of it."""
 
     state: Standing
-    counts: Mapping[Kind, int]
+    counts: Sequence[int]
+    """Of each clause."""
 
 
 def _next(told: Told, view: View) -> _Next | None:
@@ -264,23 +271,23 @@ def _next(told: Told, view: View) -> _Next | None:
         return None
     if not view.whole:
         then = recount.see(standing, told.released, view.next_change)
-        return _Next(Standing(then.state.value), {kind: then.count(kind) for kind in Kind})
+        return _Next(Standing(then.state.value), [clause.count for clause in then.clauses])
     said = Explanation.model_validate_json(row.explanation).next_change
     if said is None:
         return None
-    counts = {Kind.ED: said.ed_visits, Kind.HOSPITAL: said.hospital_episodes}
+    units = {Kind.ED: said.ed_visits, Kind.HOSPITAL: said.hospital_episodes}
+    counts = said.counts or [units[clause.kind] for clause in view.clauses]
     return _Next(Standing(said.state.value), counts)
 
 
-def _will_be(clause: recount.Clause, then: _Next | None) -> int | None:
-    count = clause.count if then is None else then.counts[clause.kind]
-    return None if count == clause.count else count
+def _other(then: int, now: int) -> int | None:
+    return None if then == now else then
 
 
 def _item(unit: Unit, names: Names, named: bool) -> Item:
     places = dict.fromkeys(names.site(site, by_consent=named) for site in unit.sites)
     return Item(
-        kind=MEASURES[unit.kind],
+        kind=MEASURES[unit.kind, Tally.UNITS],
         start=unit.anchor,
         end=unit.end,
         sites=list(places),

@@ -59,7 +59,9 @@ class Progress(StrEnum):
 
 class Measure(StrEnum):
     ED = "ed"
+    ED_SITES = "sites"
     HOSPITAL = "hosp"
+    HOSPITAL_DAYS = "nights"
 
 
 class Standing(StrEnum):
@@ -246,6 +248,8 @@ class Clause:
     days: int
     will_be: int | None = None
     """What the count becomes at the next change, if that changes it."""
+    earlier: Sequence[int] = ()
+    """The same count in the adjoining periods before, newest first, if the rule asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
