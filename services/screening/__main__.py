@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import resources
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -26,9 +25,10 @@ from services.plumbing.region import Region, RegionError, RegionFile
 from services.plumbing.sealing import Seals
 from services.plumbing.settings import ScreeningSettings, SettingsError
 from services.plumbing.web import make_app
-from services.screening import flow, policy, store
+from services.screening import flow, policy, presets, registry
 from services.screening.api import House, add_door
 from services.screening.policy import Policy, PolicyRefused
+from services.screening.rulebook import add_policies
 from services.screening.telling import KnownSite
 
 PORT = 8002
@@ -76,7 +76,9 @@ def build(said: ScreeningSettings) -> Built:
     app = make_app("screening", db)
     guard(app, Auth(authority, said.audience, region.current), audit.refusals(db, clock.now))
     cursor_key = base64.b64decode(said.cursor_key.get_secret_value())
-    add_door(app, House(db, clock.now, rule, sites, cursor_key))
+    house = House(db, clock.now, rule, sites, cursor_key)
+    add_door(app, house)
+    add_policies(app, house)
     reader = Reader(db, READS, turn, carriers.reading(said, db), clock)
 
     async def sweeping(stop: asyncio.Event) -> None:
@@ -92,9 +94,11 @@ def build(said: ScreeningSettings) -> Built:
 
 
 def policy_text(region: Region, folder: Path) -> str:
-    """The policy file that the region names, else qc-default."""
+    """The policy file that the region names, or the preset of that name; else qc-default."""
     if region.policy is None:
-        return (resources.files("services.screening") / "policies/qc-default.yaml").read_text()
+        return presets.text(presets.DEFAULT)
+    if f"{region.policy}" in presets.names():
+        return presets.text(f"{region.policy}")
     try:
         return (folder / region.policy).read_text()
     except OSError as error:
@@ -113,10 +117,10 @@ async def run(said: ScreeningSettings) -> int:
     built = build(said)
     try:
         async with built.db.work() as tx:
-            if not await store.adopt(tx, built.policy, built.clock.now()):
+            if not await registry.adopt(tx, built.policy, built.clock.now()):
                 raise PolicyTakenError(
-                    f"Policy {built.policy.name} version {built.policy.version} was another one"
-                    " when it was live on this database. Give the changed file a new version."
+                    f"Policy {built.policy.label} is another one on this database."
+                    " Give the changed file a new version."
                 )
         return await process.serve(
             built.app, said.host, said.port or PORT, built.background, local=said.local

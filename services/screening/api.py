@@ -21,10 +21,11 @@ from services.plumbing.audit import Trail
 from services.plumbing.auth import Caller, caller
 from services.plumbing.db import Database, Tx
 from services.plumbing.web import Rejection
-from services.screening import episodes, flag, policy, presence, store, telling, why
+from services.screening import episodes, flag, policy, presence, registry, store, telling, why
 from services.screening.flag import Cause, State
 from services.screening.ledger import gather, in_force, survivor
 from services.screening.policy import Policy
+from services.screening.registry import Status, Stored
 from services.screening.store import Asked, Listed
 from services.screening.telling import Announcement, KnownSite
 
@@ -72,6 +73,7 @@ class ListQuery(BaseModel):
     site: str | None = None
     changed_since: str | None = None
     as_of: str | None = None
+    policy: str | None = None
     count: int = Field(default=USUAL, ge=FEWEST, le=MOST, alias="_count")
     cursor: str | None = None
 
@@ -106,13 +108,13 @@ def add_door(app: FastAPI, house: House) -> None:
         asked = Asked(
             states=_states(query.state),
             site=query.site,
-            changed_since=_instant("changed_since", query.changed_since),
+            changed_since=instant("changed_since", query.changed_since),
             before=_opened(query.cursor, house) if query.cursor else None,
             most=query.count + 1,
         )
         then = _past("as_of", query.as_of, now)
-        async with house.db.request(REGION, _role(who)) as tx:
-            found = await store.flags(tx, asked, then)
+        async with house.db.request(REGION, role(who)) as tx:
+            found = await listed(tx, asked, query.policy, then)
             page, more = found[: query.count], len(found) > query.count
             trail = Trail.of(request, who, now, tenant=REGION)
             said = f"flags?{request.url.query}" if request.url.query else "flags"
@@ -132,7 +134,7 @@ def add_door(app: FastAPI, house: House) -> None:
         then = Then(_past("as_of", query.as_of, now) or known_at, known_at)
         if then.as_of > then.known_at:
             raise Rejection("value", "as_of must not be after known_at.", "as_of", status=422)
-        async with house.db.request(REGION, _role(who)) as tx:
+        async with house.db.request(REGION, role(who)) as tx:
             rule = await _rule(tx, query.policy, known_at, house)
             body = await explained(tx, key, then, rule, house)
             trail = Trail.of(request, who, now, tenant=REGION)
@@ -141,7 +143,7 @@ def add_door(app: FastAPI, house: House) -> None:
 
     @router.get("/patients/{key}/changes")
     async def changes(request: Request, who: Allowed, key: Key) -> Response:
-        async with house.db.request(REGION, _role(who)) as tx:
+        async with house.db.request(REGION, role(who)) as tx:
             rows = await store.rows(tx, [key])
             if key not in rows:
                 raise _unknown()
@@ -154,6 +156,24 @@ def add_door(app: FastAPI, house: House) -> None:
         return Response(head + b',"changes":[' + said + b"]}", media_type="application/json")
 
     app.include_router(router)
+
+
+async def listed(tx: Tx, asked: Asked, named: str | None, as_of: datetime | None) -> list[Listed]:
+    """The list under the live policy, or under one in shadow; of no other one there is a list."""
+    found = None if named is None else await stored(tx, named)
+    if found is None or found.status is Status.LIVE:
+        return await store.flags(tx, asked, as_of)
+    if found.run is None:
+        raise Rejection(
+            "not-found",
+            "This policy is neither live nor in shadow, so there is no list under it. Activate it,"
+            " or ask for a patient's flag under it.",
+            status=404,
+        )
+    if as_of is not None:
+        advice = "A list in shadow is there as it stands now alone."
+        raise Rejection("value", advice, "as_of", status=422)
+    return await store.shadow_flags(tx, found.run, asked)
 
 
 async def explained(tx: Tx, key: UUID, then: Then, rule: Policy, house: House) -> dict[str, Any]:
@@ -172,7 +192,10 @@ async def explained(tx: Tx, key: UUID, then: Then, rule: Policy, house: House) -
     standing = flag.stand(ledger, rule, as_of)
     reasons = why.explain(ledger.facts, standing.judged, rule, as_of)
     cares = episodes.care([judged.group for judged in standing.judged], rule)
-    last = [c for c in await store.changes(tx, who) if c.counted <= known_at][-1:]
+    live = await registry.live_at(tx, known_at) or house.policy
+    is_live = rule.sha256 == live.sha256  # nothing is announced under any other
+    said = await store.changes(tx, who) if is_live else []
+    last = [change for change in said if change.counted <= known_at][-1:]
     told = telling.explanation(
         Announcement(
             patient=who,
@@ -187,7 +210,7 @@ async def explained(tx: Tx, key: UUID, then: Then, rule: Policy, house: House) -
         ),
         standing,
         reasons,
-        telling.coverage(house.sites(), await store.heard(tx), as_of - rule.window),
+        telling.coverage(house.sites(), await store.heard(tx), as_of - rule.lookback),
         rule,
     )
     body = telling.answer(told)
@@ -197,20 +220,26 @@ async def explained(tx: Tx, key: UUID, then: Then, rule: Policy, house: House) -
 async def _rule(tx: Tx, named: str | None, known_at: datetime, house: House) -> Policy:
     """The policy asked for, as `name@version`; else the one that was live."""
     if named is None:
-        canonical = await store.policy_at(tx, known_at)
-        return house.policy if canonical is None else policy.load(canonical)
+        return await registry.live_at(tx, known_at) or house.policy
+    return (await stored(tx, named)).policy
+
+
+async def stored(tx: Tx, named: str) -> Stored:
+    """The policy called `name@version`. 404: there is none."""
     name, _, version = named.rpartition("@")
-    found = await store.policy_named(tx, name, int(version)) if version.isdecimal() else None
+    is_number = version.isascii() and version.isdecimal() and len(version) <= policy.LONGEST
+    is_known = is_number and int(version) <= policy.LAST_VERSION
+    found = await registry.named(tx, name, int(version)) if is_known else None
     if found is None:
         raise Rejection("not-found", "No such policy; name it as name@version.", status=404)
-    return policy.load(found)
+    return found
 
 
 def _unknown() -> Rejection:
     return Rejection("not-found", "No patient is known by this key.", status=404)
 
 
-def _role(who: Caller) -> str:
+def role(who: Caller) -> str:
     """For row-level security: what lets the caller see the region."""
     return "privacy" if who.has("privacy") else "ops"
 
@@ -223,7 +252,7 @@ def _states(said: str) -> list[State]:
         raise Rejection("value", f"state is a list of {known}.", "state", status=422) from None
 
 
-def _instant(name: str, said: str | None) -> datetime | None:
+def instant(name: str, said: str | None) -> datetime | None:
     """An instant with its offset. A `+` that an address turned into a space is one again."""
     if said is None:
         return None
@@ -239,7 +268,7 @@ def _instant(name: str, said: str | None) -> datetime | None:
 
 
 def _past(name: str, said: str | None, now: datetime) -> datetime | None:
-    found = _instant(name, said)
+    found = instant(name, said)
     if found is not None and found > now:
         raise Rejection("value", f"{name} must not lie in the future.", name, status=422)
     return found

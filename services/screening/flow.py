@@ -7,7 +7,7 @@ again. Nothing here commits or catches: the transaction is the reader's.
 import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -26,15 +26,17 @@ from services.plumbing.db import Database, Tx, is_passing, sqlstate
 from services.plumbing.eventlog import Turn as LogTurn
 from services.plumbing.eventlog import append
 from services.plumbing.sealing import Seals
-from services.screening import episodes, flag, presence, reading, store, telling, why
+from services.screening import episodes, flag, presence, reading, registry, store, telling, why
 from services.screening.episodes import Care
 from services.screening.flag import Announced, Cause, Notice, Standing, State, Touch
 from services.screening.ledger import History, Ledger, Link, Person, gather, survivor
 from services.screening.policy import Policy
 from services.screening.presence import Said, Saying
+from services.screening.registry import Shade
 from services.screening.store import Family, Kept, Row, Settled
 from services.screening.telling import Announcement, KnownSite
 from services.screening.why import Why
+from services.screening.window import Window
 
 log = structlog.get_logger()
 
@@ -47,8 +49,11 @@ class Turn(LogTurn):
     """One batch, with what counting needs to know beside the facts."""
 
     policy: Policy
+    """The live one, once the turn is `ruled`; before that, what counts if none was activated."""
     sites: Sequence[KnownSite]
     seals: Seals
+    shadows: Mapping[int, Policy] = field(default_factory=dict)
+    """Policies in shadow, by run (CT-51)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +118,20 @@ async def relink(links: Sequence[Link], touch: Touch, turn: Turn) -> None:
 
 
 async def hold(keys: Collection[UUID], turn: Turn, encounters: Collection[UUID] = ()) -> Family:
-    """Lock who can be touched. What is due by time alone is settled before anything is kept,
-    so that a change has the cause that brought it about (CT-43).
+    """Lock who can be touched. What time alone or another policy has changed is settled before
+    anything is kept, so that a change has the cause that brought it about (CT-43).
     """
-    family, due = await store.hold(turn.tx, keys, encounters, turn.now)
-    await reconsider(family, dict.fromkeys(due, Brought(Touch.TIME)), turn)
+    family, held = await store.hold(turn.tx, keys, encounters)
+    turn = await ruled(turn)
+    late = [one.key for one in held if one.is_late(turn.now, turn.policy)]
+    await reconsider(family, dict.fromkeys(late, Brought(Touch.TIME)), turn)
     return family
+
+
+async def ruled(turn: Turn) -> Turn:
+    """The turn under the policies in force: to be asked once the patients are locked."""
+    found = await registry.in_force(turn.tx)
+    return replace(turn, policy=found.live or turn.policy, shadows=found.shadows)
 
 
 async def sweep(turn: Turn) -> int:
@@ -131,6 +144,87 @@ async def sweep(turn: Turn) -> int:
     return len(due)
 
 
+async def sweep_shadows(turn: Turn) -> int:
+    """The same for those who may stand otherwise under a policy in shadow; how many."""
+    turn = await ruled(turn)
+    due = await registry.shadow_due(turn.tx, turn.shadows, turn.now, SWEEP)
+    if due:
+        await reshade(due, turn)
+    return len(due)
+
+
+async def begin(turn: Turn) -> int:
+    """What was asked of policies for an instant that has come takes effect (CT-51)."""
+    return await registry.begin(turn.tx, turn.now)
+
+
+async def reevaluate(turn: Turn) -> int:
+    """Look at the next of all patients under an activation that has begun; how many (CT-51).
+
+    How far it has come is kept with it, so that what ended in the middle goes on there.
+    """
+    work = await registry.unfinished(turn.tx, turn.now)
+    if work is None:
+        return 0
+    keys = await registry.following(turn.tx, work.place, SWEEP)
+    turn = await ruled(turn)
+    if work.run in turn.shadows:
+        await reshade(keys, turn)
+    else:
+        family = await store.family(turn.tx, keys)
+        await reconsider(family, dict.fromkeys(keys, Brought(Touch.TIME)), turn)
+    done = turn.now if len(keys) < SWEEP else None
+    await registry.advance(turn.tx, work.run, keys[-1] if keys else None, done)
+    return len(keys)
+
+
+async def forget(turn: Turn) -> int:
+    """What was computed for a policy that is in shadow no more goes; how much."""
+    return await registry.forget(turn.tx, turn.now, 10 * SWEEP)
+
+
+async def reshade(keys: Collection[UUID], turn: Turn) -> None:
+    """Settle where patients stand in shadow, and nothing else."""
+    family = await store.family(turn.tx, keys)
+    rows = await store.rows(turn.tx, family.keys)
+    ledgers = gather(
+        list(keys),
+        family.into,
+        await store.facts(turn.tx, family.keys),
+        [row.person for row in rows.values() if row.person],
+    )
+    await shade(ledgers, (), turn)
+
+
+async def shade(ledgers: Mapping[UUID, Ledger], retired: Collection[UUID], turn: Turn) -> None:
+    """Where patients stand under each policy in shadow: stored, and never said (CT-51)."""
+    if not turn.shadows:
+        return
+    shades = [
+        shaded(run, key, flag.stand(ledger, rule, turn.now), rule, turn.now)
+        for run, rule in turn.shadows.items()
+        for key, ledger in ledgers.items()
+    ]
+    await registry.shade(turn.tx, shades, retired, turn.now)
+
+
+def shaded(run: int, key: UUID, standing: Standing, rule: Policy, now: datetime) -> Shade:
+    """As the list shows it; due when a count changes, also of somebody who stays below."""
+    window = Window.ending(now, rule.window)
+    counted = [j.group for j in standing.judged if j.reason is None and j.group.anchor in window]
+    return Shade(
+        run=run,
+        patient=key,
+        state=standing.state,
+        held=standing.held,
+        since=standing.since,
+        ed_visits=standing.ed_visits,
+        hospital_episodes=standing.hospital_episodes,
+        sites=tuple(sorted({m.fact.site for group in counted for m in group.members})),
+        due_at=standing.next.at if standing.next else None,
+    )
+
+
 async def reconsider(family: Family, news: Mapping[UUID, Brought], turn: Turn) -> None:
     """Settle where patients stand at `turn.now`, and say so where it changed.
 
@@ -138,6 +232,7 @@ async def reconsider(family: Family, news: Mapping[UUID, Brought], turn: Turn) -
     """
     if not news:
         return
+    turn = await ruled(turn)
     keys = [key for key in family.keys if {key, survivor(key, family.into)} & news.keys()]
     rows = await store.rows(turn.tx, keys)
     ledgers = gather(
@@ -163,6 +258,7 @@ async def reconsider(family: Family, news: Mapping[UUID, Brought], turn: Turn) -
         if survivor(key, family.into) != key
     ]
     await settle(told, rows, turn)
+    await shade(ledgers, [key for key in news if survivor(key, family.into) != key], turn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +332,8 @@ def tell(
     row, standing = seen.row, seen.standing
     notice = row.notice if standing.state is State.FLAGGED else None
     if history is not None:
-        notice = flag.notice(history, row.key, standing, turn.policy)
+        by_policy = seen.brought.touch is Touch.POLICY
+        notice = Notice.QUIET if by_policy else flag.notice(history, row.key, standing, turn.policy)
     sayings = (
         presence.sayings(
             said,
@@ -308,7 +405,7 @@ def changed_flag(
             ),
             standing,
             seen.reasons,
-            telling.coverage(turn.sites, heard, turn.now - turn.policy.window),
+            telling.coverage(turn.sites, heard, turn.now - turn.policy.lookback),
             turn.policy,
         ),
         cause=ToldCause(cause),
@@ -343,7 +440,7 @@ def close(row: Row, into: UUID, news: Brought, turn: Turn) -> Told:
             Announcement(row.key, sequence, turn.now, turn.now, Cause.MERGE),
             standing,
             NOTHING,
-            telling.coverage(turn.sites, {}, turn.now - turn.policy.window),
+            telling.coverage(turn.sites, {}, turn.now - turn.policy.lookback),
             turn.policy,
         ),
         cause=ToldCause.MERGE,
@@ -436,6 +533,10 @@ def opened(event: PatientIdentified, seals: Seals) -> Person:
     )
 
 
+SWEEPING = (begin, sweep, sweep_shadows, reevaluate, forget)
+"""What is done again and again without an event, each in a transaction of its own."""
+
+
 async def sweeping(
     db: Database,
     turn: Callable[[Tx], Turn],
@@ -444,18 +545,20 @@ async def sweeping(
 ) -> None:
     """Sweep every `every` real seconds until told to stop; trouble that passes is waited out."""
     while not stop.is_set():
-        swept = 0
+        is_busy = False
         try:
             async with db.work() as tx:
                 now = turn(tx)
                 oldest = await store.oldest_due(tx)
                 late = (now.now - oldest).total_seconds() if oldest else 0.0
                 telemetry.gauge("screening_due_seconds", "screening").set(max(late, 0.0))
-                swept = await sweep(now)
+            for step in SWEEPING:
+                async with db.work() as tx:
+                    is_busy |= await step(turn(tx)) >= SWEEP
         except Exception as error:
             if not is_passing(error):
                 raise
             log.warning("sweep_waits", error=type(error).__name__, sqlstate=sqlstate(error))
-        if swept < SWEEP:
+        if not is_busy:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), every)

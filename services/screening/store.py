@@ -5,7 +5,19 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Boolean, Date, Integer, Text, Uuid, any_, bindparam, select, text
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    Date,
+    Integer,
+    Text,
+    TextClause,
+    Uuid,
+    any_,
+    bindparam,
+    select,
+    text,
+)
 
 from schemas.encounter_recorded_v1 import EncounterRecorded
 from schemas.flag_changed_v1 import FlagChanged
@@ -83,7 +95,8 @@ KIN = text(  # served by the primary keys of fact and link, and link_surviving
 ).bindparams(bindparam("keys", type_=_UUIDS), bindparam("encounters", type_=_UUIDS))
 
 _LOCK = text(
-    "select key, due_at from patient where key = any(:keys) order by key for update"
+    "select key, due_at, case when merged_into is null then policy end as policy from patient"
+    " where key = any(:keys) order by key for update"
 ).bindparams(bindparam("keys", type_=_UUIDS))
 
 _ENTER = text("insert into patient (key) select unnest(:keys) on conflict do nothing").bindparams(
@@ -106,35 +119,51 @@ async def family(tx: Tx, keys: Collection[UUID], encounters: Collection[UUID] = 
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A patient whose row is locked."""
+
+    key: UUID
+    due_at: datetime | None
+    policy: str | None
+    """Under which it was last counted; None: never, or retired."""
+
+    def is_late(self, now: datetime, policy: Policy) -> bool:
+        """Whether it reads differently by now, without a fact."""
+        if self.due_at is not None and self.due_at <= now:
+            return True
+        return self.policy not in (None, policy.sha256)
+
+
 async def hold(
-    tx: Tx, keys: Collection[UUID], encounters: Collection[UUID], now: datetime
-) -> tuple[Family, list[UUID]]:
+    tx: Tx, keys: Collection[UUID], encounters: Collection[UUID]
+) -> tuple[Family, list[Held]]:
     """Lock all that a batch can touch, in key order, until the transaction ends.
 
-    Returns the family, and which of it are due by time alone. If a link or correction that was
+    Returns the family, and what was locked of it. If a link or correction that was
     committed while this waited has brought in others, the locks are let go and taken anew with
     theirs: taken in two steps they would be out of order, and two batches could wait for ever.
     """
     found = await family(tx, keys, encounters)
     while True:
         savepoint = await tx.begin_nested()
-        late = await _lock(tx, found.keys, now)
+        locked = await _lock(tx, found.keys)
         settled = await family(tx, keys, encounters)
         if settled.keys <= found.keys:
             await savepoint.commit()
-            return settled, late
+            return settled, locked
         await savepoint.rollback()
         found = settled
 
 
-async def _lock(tx: Tx, keys: Collection[UUID], now: datetime) -> list[UUID]:
-    """Lock the rows of `keys`, made where they are missing; which of them are due."""
+async def _lock(tx: Tx, keys: Collection[UUID]) -> list[Held]:
+    """Lock the rows of `keys`, made where they are missing."""
     wanted = {"keys": sorted(keys)}
     locked = (await tx.execute(_LOCK, wanted)).all()
     if len(locked) < len(keys):
         await tx.execute(_ENTER, wanted)
         locked = (await tx.execute(_LOCK, wanted)).all()
-    return [row.key for row in locked if row.due_at is not None and row.due_at <= now]
+    return [Held(row.key, row.due_at, row.policy) for row in locked]
 
 
 async def due(tx: Tx, now: datetime, most: int) -> list[UUID]:
@@ -629,7 +658,7 @@ async def say(tx: Tx, told: Mapping[tuple[UUID, UUID], Said]) -> None:
     )
 
 
-# Sites and policies
+# Sites
 
 _HEAR = text(
     """
@@ -667,61 +696,7 @@ async def heard(tx: Tx) -> dict[str, datetime]:
     return {row.site: row.last_event for row in await tx.execute(_HEARD)}
 
 
-_LIVE = text("select sha256 from policy order by activated desc limit 1")
-_ACTIVATE = text(
-    "insert into policy as known (name, version, sha256, canonical, activated)"
-    " values (:name, :version, :sha256, :canonical, :now)"
-    " on conflict (name, version) do update set activated = excluded.activated"
-    " where known.sha256 = excluded.sha256"
-)
-_ALL_DUE = text(
-    "update patient set due_at = :now where person_version is not null and merged_into is null"
-    " and policy is distinct from :sha256"
-)
-
-
-async def adopt(tx: Tx, policy: Policy, now: datetime) -> bool:
-    """Make `policy` the live one; whoever was counted under another is due.
-
-    False: its name and version are taken by a policy with another meaning (CT-50).
-    """
-    if (await tx.execute(_LIVE)).scalar_one_or_none() == policy.sha256:
-        return True
-    said = {
-        "name": policy.name,
-        "version": policy.version,
-        "sha256": policy.sha256,
-        "canonical": policy.canonical,
-        "now": now,
-    }
-    if (await tx.execute(_ACTIVATE, said)).rowcount != 1:
-        return False
-    await tx.execute(_ALL_DUE, {"now": now, "sha256": policy.sha256})
-    return True
-
-
 # Questions (counting.md section 9)
-
-_POLICY_THEN = text(
-    "select canonical from policy where activated <= :known_at order by activated desc limit 1"
-)
-_POLICY_NAMED = text("select canonical from policy where name = :name and version = :version")
-
-
-async def policy_at(tx: Tx, known_at: datetime) -> str | None:
-    """The canonical form of the policy that was live then."""
-    found: str | None = (
-        await tx.execute(_POLICY_THEN, {"known_at": known_at})
-    ).scalar_one_or_none()
-    return found
-
-
-async def policy_named(tx: Tx, name: str, version: int) -> str | None:
-    """The canonical form of a policy that is, or was, live."""
-    found: str | None = (
-        await tx.execute(_POLICY_NAMED, {"name": name, "version": version})
-    ).scalar_one_or_none()
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -735,7 +710,8 @@ class Listed:
     ed_visits: int
     hospital_episodes: int
     sites: list[str]
-    sequence: int
+    sequence: int | None
+    """Of the newest announced change; None in shadow, where nothing is."""
     changed_at: datetime
 
 
@@ -780,8 +756,30 @@ FLAGS_THEN = text(
 ).bindparams(*_OF_LIST)
 
 
+FLAGS_SHADOW = text(  # served by shadow_changed
+    f"""
+    select {_LISTED} from (
+      select patient as key, state, held, since, ed_visits, hospital_episodes, sites,
+        cast(null as int) as sequence, changed_at
+      from shadow where run = :run
+    ) there {_WANTED}
+    """  # noqa: S608 - of constants
+).bindparams(*_OF_LIST)
+
+
 async def flags(tx: Tx, asked: Asked, as_of: datetime | None) -> list[Listed]:
     """The list, newest change first: as it stands, or as it was announced by `as_of`."""
+    if as_of is None:
+        return await _flags(tx, FLAGS, asked)
+    return await _flags(tx, FLAGS_THEN, asked, as_of=as_of)
+
+
+async def shadow_flags(tx: Tx, run: int, asked: Asked) -> list[Listed]:
+    """The list as it would be under a policy in shadow."""
+    return await _flags(tx, FLAGS_SHADOW, asked, run=run)
+
+
+async def _flags(tx: Tx, query: TextClause, asked: Asked, **more: object) -> list[Listed]:
     before = asked.before or (None, None)
     wanted = {
         "states": asked.states,
@@ -791,11 +789,7 @@ async def flags(tx: Tx, asked: Asked, as_of: datetime | None) -> list[Listed]:
         "before_key": before[1],
         "most": asked.most,
     }
-    found = await (
-        tx.execute(FLAGS, wanted)
-        if as_of is None
-        else tx.execute(FLAGS_THEN, wanted | {"as_of": as_of})
-    )
+    found = await tx.execute(query, wanted | more)
     return [
         Listed(
             patient=row.key,

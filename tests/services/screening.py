@@ -83,6 +83,16 @@ class Screening:
         async with self.at(now) as turn:
             return await flow.sweep(turn)
 
+    async def reevaluate(self, now: str | datetime) -> int:
+        """Look at everybody under what was activated, in as many turns as it takes; how many."""
+        found = 0
+        while True:
+            async with self.at(now) as turn:
+                some = await flow.reevaluate(turn)
+            found += some
+            if some == 0:
+                return found
+
     async def said(self, kind: str) -> list[str]:
         async with self.db.work() as tx:
             rows = await tx.execute(

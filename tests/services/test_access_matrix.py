@@ -31,6 +31,7 @@ from services.plumbing.settings import IngestSettings, NotifySettings, Screening
 from services.plumbing.signin import csrf_token
 from services.screening import __main__ as screening
 from services.screening import flow as counted
+from services.screening import registry
 from services.simulator.flow import REGION_FILE
 from tests.conftest import Cluster, FreshDatabase, keyring
 from tests.services import notify_builders as build
@@ -226,11 +227,28 @@ _REGION: dict[str, Any] = {
     # The role `ops` opens it, or the scope (counting.md section 9).
     "also": {"ops-client, short scope": IN},
 }
+_OPERATIONS: dict[str, Any] = {**_REGION, "reporting": REFUSED}
+"""What a policy says is for the role `ops` alone to change."""
+YAML = "application/yaml"
 SCREENING = {
     **EVERYWHERE,
     ("GET", "/v1/flags"): machines("/v1/flags", **_REGION),
     ("GET", "/v1/patients/{key}/flag"): machines("/v1/patients/{patient}/flag", **_REGION),
     ("GET", "/v1/patients/{key}/changes"): machines("/v1/patients/{patient}/changes", **_REGION),
+    ("GET", "/v1/policies"): machines("/v1/policies", **_REGION),
+    ("GET", "/v1/policies/{name}/{version}"): machines("/v1/policies/qc-default/3", **_REGION),
+    ("GET", "/v1/policies/{name}/{version}/diff"): machines(
+        "/v1/policies/qc-default/3/diff?against=qc-default@3", **_REGION
+    ),
+    ("POST", "/v1/policies"): machines(
+        "/v1/policies", **_OPERATIONS, body="name: TEST-matrix\nversion: 1", media=YAML
+    ),
+    ("POST", "/v1/policies/{name}/{version}/activate"): machines(
+        "/v1/policies/qc-default/3/activate",
+        **_OPERATIONS,
+        body={"mode": "live", "at": "2999-01-01T00:00:00Z"},
+        media="application/json",
+    ),
 }
 
 
@@ -292,9 +310,6 @@ NOTIFY = {
     ),
     ("GET", "/fhir/Consent/{id_}/_history/{version}"): clinics_write(
         "/fhir/Consent/{consent}/_history/1", "404", hospitals="404 404"
-    ),
-    ("GET", "/fhir/Consent/{id_}/_history"): clinics_write(
-        "/fhir/Consent/{consent}/_history", "404", hospitals="404 404"
     ),
     ("POST", "/fhir/Subscription"): clinics_write("/fhir/Subscription", IN),
     ("PUT", "/fhir/Subscription/{id_}"): clinics_write(
@@ -506,6 +521,7 @@ async def made(
     async with counting.db.work() as tx:
         turn = counted.Turn(tx, counting.clock.now(), counting.policy, (), Seals(keyring("dates")))
         await counted.on_patients_identified([build.identified(patient)], turn)
+        assert await registry.adopt(tx, counting.policy, turn.now)
     return ids
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import event, text
 from sqlalchemy.sql import Executable
 
 from services.plumbing.db import Database, Tx
-from services.screening import flow, store
+from services.screening import flow, registry, store
 from tests.conftest import FreshDatabase
 from tests.histories import P, at, ed_visit, key
 from tests.services.screening import Screening, recorded
@@ -65,8 +65,31 @@ LIST = {
         (store.DUE, {"now": NOW, "most": 10}, ["patient_due"]),
         (store.FLAGS, LIST, ["patient_changed"]),
         (store.CHANGES, {"patient": P}, ["change_pkey"]),
+        (store.FLAGS_SHADOW, LIST | {"run": 1}, ["shadow_changed"]),
+        (
+            registry.SHADOW_DUE,
+            {"now": NOW, "runs": [1], "most": 10},
+            ["shadow_due", "patient_pkey"],
+        ),
+        (registry.FOLLOWING, {"place": P, "most": 10}, ["patient_pkey"]),
+        (registry.WAITING, {"now": NOW}, ["activation_waiting"]),
+        (registry.UNFINISHED, {}, ["activation_unfinished"]),
     ],
-    ids=["ledger", "standings", "versions", "kin", "links", "due", "flags", "changes"],
+    ids=[
+        "ledger",
+        "standings",
+        "versions",
+        "kin",
+        "links",
+        "due",
+        "flags",
+        "changes",
+        "flags in shadow",
+        "due in shadow",
+        "everybody",
+        "activations that wait",
+        "activations at work",
+    ],
 )
 async def test_a_hot_query_is_served_by_the_index_it_names(
     tx: Tx, query: Executable, values: dict[str, Any], indexes: list[str]

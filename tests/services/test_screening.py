@@ -13,7 +13,7 @@ from sqlalchemy import text
 from schemas.episode_changed_v1 import EpisodeChanged, EpisodeMoment
 from schemas.flag_changed_v1 import Cause, FlagChanged, Kind, Notice, State
 from services.plumbing.db import Database
-from services.screening import flow, store
+from services.screening import flow, registry
 from services.screening.ledger import Fact, Status
 from tests.histories import P, Q, at, ed_visit, encounter, key, policy, stay
 from tests.services.screening import Screening, identified, recorded
@@ -618,14 +618,14 @@ async def test_ct_51_a_new_policy_re_evaluates_everyone_and_is_quiet(
 ) -> None:
     await screening.meet(P)
     async with screening.at("2026-05-01 00:00-04") as turn:
-        assert await store.adopt(turn.tx, screening.policy, turn.now)
+        assert await registry.adopt(turn.tx, screening.policy, turn.now)
     await screening.take(*four_visits()[:3], now="2026-05-05 14:00-04")
     screening.policy = policy("flag: {any: [{measure: ed_visits, at_least: 3}]}")
     async with screening.at("2026-05-06 00:00-04") as turn:
-        assert await store.adopt(turn.tx, screening.policy, turn.now)
-        assert await store.adopt(turn.tx, screening.policy, turn.now)
-        assert not await store.adopt(turn.tx, policy("hold_days: 1"), turn.now)
-    assert await screening.sweep("2026-05-06 00:00-04") == 1
+        assert await registry.adopt(turn.tx, screening.policy, turn.now)
+        assert await registry.adopt(turn.tx, screening.policy, turn.now)
+        assert not await registry.adopt(turn.tx, policy("hold_days: 1"), turn.now)
+    assert await screening.reevaluate("2026-05-06 00:00-04") == 1
     assert said((await screening.flags())[-1]) == (
         State.FLAGGED,
         False,

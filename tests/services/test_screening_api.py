@@ -1,70 +1,24 @@
 """Screening's door: counting.md section 9, CT-70, and who gets through it (CS-01)."""
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from typing import Any
-from uuid import UUID
 
-import httpx
 import pytest
 from sqlalchemy import text
 
-from services.plumbing import audit
-from services.plumbing.auth import Auth, guard
 from services.plumbing.db import Database
-from services.plumbing.web import make_app
-from services.screening import store
-from services.screening.api import House, add_door
+from services.screening import registry
 from services.screening.ledger import Status
 from tests.histories import P, Q, at, ed_visit, key, policy, qc_default
-from tests.services.authorities import AUDIENCE, Stage, ec_key, rsa_key, staged
-from tests.services.screening import SITES, Screening
-
-DOOR = "http://127.0.0.1:8002"
-NOW = at("2027-03-02 12:00-05")
-
-
-@dataclass
-class Door:
-    """Screening's app behind its Doorkeeper, and the authority it trusts."""
-
-    screening: Screening
-    stage: Stage
-    now: list[datetime]
-
-    async def get(self, path: str, who: str = "ops-client", **params: str) -> httpx.Response:
-        keys = {"ops-client": "ops", "clinic-a-emr": "emr", "hospital-a": "rs"}
-        ours = rsa_key("rs") if who == "hospital-a" else ec_key(keys[who])
-        token = await self.stage.token(
-            key=ours,
-            alg="RS384" if who == "hospital-a" else "ES384",
-            iss=who,
-            sub=who,
-            scope="system/Encounter.cu" if who == "hospital-a" else "system/Flag.rs",
-        )
-        headers = {"Authorization": f"Bearer {token}"}
-        return await self.stage.http.get(f"{DOOR}{path}", params=params or None, headers=headers)
-
-    async def flag(self, patient: UUID = P, **params: str) -> dict[str, Any]:
-        answer = await self.get(f"/v1/patients/{patient}/flag", **params)
-        assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
+from tests.services.screening import Screening
+from tests.services.screening_door import DOOR, Door, opened
 
 
 @pytest.fixture
 async def door(db: Callable[[str], Database]) -> AsyncIterator[Door]:
-    screening = Screening(db("screening"))
-    now = [NOW]
-    async with staged(db("authority")) as stage:
-        app = make_app("screening", screening.db)
-        auth = Auth(stage.authority(), AUDIENCE, lambda: stage.region[0], stage.clock)
-        guard(app, auth, audit.refusals(screening.db, lambda: now[0]))
-        house = House(screening.db, lambda: now[0], qc_default(), lambda: SITES, b"k" * 32)
-        add_door(app, house)
-        stage.hosts[DOOR] = app
-        yield Door(screening, stage, now)
+    async with opened(db) as found:
+        yield found
 
 
 async def w_1(screening: Screening) -> None:
@@ -194,10 +148,10 @@ async def test_the_list_as_it_was_announced_then(door: Door) -> None:
 async def test_the_policy_asked_for_or_the_one_live_then(door: Door) -> None:
     await w_1(door.screening)
     async with door.screening.at("2025-01-01 00:00-05") as turn:
-        assert await store.adopt(turn.tx, qc_default(), turn.now)
+        assert await registry.adopt(turn.tx, qc_default(), turn.now)
     eager = policy("flag: {any: [{measure: ed_visits, at_least: 1}]}")
     async with door.screening.at("2027-01-01 00:00-05") as turn:
-        assert await store.adopt(turn.tx, eager, turn.now)
+        assert await registry.adopt(turn.tx, eager, turn.now)
     then = "2026-08-25T09:00:00-04:00"
     assert (await door.flag(as_of=then, known_at=then))["policy"]["name"] == "qc-default"
     live = await door.flag(as_of=then)

@@ -18,7 +18,7 @@ from services.plumbing.db import Database
 from services.plumbing.eventlog import append
 from services.plumbing.region import RegionError
 from services.plumbing.settings import ScreeningSettings
-from services.screening import store
+from services.screening import registry
 from services.screening.__main__ import PolicyTakenError, build, main, run
 from services.screening.policy import PolicyRefused
 from tests.conftest import FreshDatabase, keyring
@@ -127,7 +127,7 @@ async def test_ct_50_a_changed_policy_under_an_old_name_does_not_start(
     (tmp_path / "region.yaml").write_text(yaml.safe_dump(REGION | {"policy": "policy.yaml"}))
     built = build(said)
     async with built.db.work() as tx:
-        assert await store.adopt(tx, built.policy, real_now())
+        assert await registry.adopt(tx, built.policy, real_now())
     await built.db.close()
     rule.write_text("name: TEST-rule\nversion: 1\nhold_days: 90\n")
     with pytest.raises(PolicyTakenError, match="new version"):
