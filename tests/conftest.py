@@ -26,7 +26,6 @@ settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.register_profile("nightly", deadline=None, max_examples=50_000)
 
 
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The stories first: they are the longest, and the other process does the rest meanwhile."""
     items.sort(key=lambda item: "story" not in item.path.parts)
