@@ -33,12 +33,12 @@ DataDir = Annotated[
 ]
 
 
-def _url(said: Settings, data_dir: Path | None) -> str:
-    """Of a login that may take the auditor's role; the owner of the tables may."""
+def database_of(said: Settings, data_dir: Path | None) -> str:
+    """URL of a login that may take the auditor's or purger's role; the owner of the tables may."""
     for secret in (said.database_url, said.owner_database_url):
         if secret is not None:
             return secret.get_secret_value()
-    data = _data(data_dir)
+    data = data_of(data_dir)
     mark = data / "postgres" / "data" / "postmaster.pid"
     try:
         sockets = Path(mark.read_text().splitlines()[4])
@@ -48,10 +48,11 @@ def _url(said: Settings, data_dir: Path | None) -> str:
             f" PASSERELLE_DATABASE_URL to a login that was granted {AUDITOR}."
         ) from None
     server = postgres.Postgres(data / "postgres" / "data", sockets, 0, "")
-    return server.url(postgres.OWNER, _secrets(data)["passwords"]["owner"])
+    return server.url(postgres.OWNER, secrets_of(data)["passwords"]["owner"])
 
 
-def _data(data_dir: Path | None) -> Path:
+def data_of(data_dir: Path | None) -> Path:
+    """The data directory asked for, else that of what runs here."""
     if data_dir is not None:
         return data_dir
     folders = (house.default_data_dir(), house.default_demo_dir())
@@ -59,7 +60,8 @@ def _data(data_dir: Path | None) -> Path:
     return running[0] if running else folders[0]
 
 
-def _secrets(data: Path) -> dict[str, dict[str, str]]:
+def secrets_of(data: Path) -> dict[str, dict[str, str]]:
+    """What `up` keeps there. SettingsError if it is none, or closed to the caller."""
     try:
         kept: dict[str, dict[str, str]] = orjson.loads((data / "secrets.json").read_bytes())
     except OSError:
@@ -67,7 +69,8 @@ def _secrets(data: Path) -> dict[str, dict[str, str]]:
     return kept
 
 
-def _is_elsewhere(said: Settings) -> bool:
+def is_elsewhere(said: Settings) -> bool:
+    """Whether the variables name a database; else it is that of `up` or `demo`."""
     return said.database_url is not None or said.owner_database_url is not None
 
 
@@ -77,9 +80,9 @@ async def verify(data_dir: Path | None, public: Sequence[str], folder: Path | No
     keys = [chain.verifying_key(one) for one in public]
     if said.checkpoint_key is not None:
         keys.append(chain.signing_key(said.checkpoint_key))
-    elif not _is_elsewhere(said):
-        data = _data(data_dir)
-        keys.append(chain.signing_key(SecretStr(str(_secrets(data)["checkpoint_key"]))))
+    elif not is_elsewhere(said):
+        data = data_of(data_dir)
+        keys.append(chain.signing_key(SecretStr(str(secrets_of(data)["checkpoint_key"]))))
         folder = folder or data / "checkpoints"
     folder = folder or said.checkpoint_folder
     kept = (
@@ -87,7 +90,7 @@ async def verify(data_dir: Path | None, public: Sequence[str], folder: Path | No
         if folder is not None and folder.is_dir()
         else []
     )
-    async with chain.as_auditor(_url(said, data_dir)) as connection:
+    async with chain.as_auditor(database_of(said, data_dir)) as connection:
         return await chain.verify(connection, keys, kept)
 
 
@@ -127,12 +130,12 @@ async def report(
 ) -> str:
     """The account of one patient, known by these keys. That it was drawn up is audited."""
     said = settings.read(Settings)
-    file = said.region or _data(data_dir) / "region.yaml"
+    file = said.region or data_of(data_dir) / "region.yaml"
     known = region.load(file)
     if known.person(by) is None:
         raise SettingsError(f"--by {by}: is nobody in {file}")
     now = Clock(said.clock).now()
-    async with _auditing(_url(said, data_dir)) as tx:
+    async with _auditing(database_of(said, data_dir)) as tx:
         lines = account.account(await records_of(tx, patients))
         trail = Trail(at=now, agent=by, agent_kind="person", roles=("privacy",))
         name = "disclosures-and-refusals" if privacy else "disclosures"
@@ -154,16 +157,14 @@ def say(verdict: Verdict) -> list[str]:
     return lines
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
+def run(work: Coroutine[Any, Any, T], role: str = AUDITOR) -> T:
     """Run `work`; what an operator can mend is said in one line. Exit code 2: nothing was read."""
     try:
         return asyncio.run(work)
     except (SettingsError, region.RegionError, ValueError) as error:
         why = str(error)
     except (asyncpg.PostgresError, DBAPIError) as error:
-        why = (
-            f"The database refused ({sqlstate(error)}). The login must have been granted {AUDITOR}."
-        )
+        why = f"The database refused ({sqlstate(error)}). The login must have been granted {role}."
     except OSError:
         why = "The database does not answer."
     typer.echo(why, err=True)
@@ -182,7 +183,7 @@ def verify_(
     ] = None,
 ) -> None:
     """Recompute the hash chain of every audit. Exit code 0: whole; 1: the first bad positions."""
-    verdict = _run(verify(data_dir, public_key or [], checkpoints))
+    verdict = run(verify(data_dir, public_key or [], checkpoints))
     for line in say(verdict):
         typer.echo(line)
     raise typer.Exit(1 if verdict.bad else 0)
@@ -201,7 +202,7 @@ def report_(
 ) -> None:
     """Print who was told what about a patient, when, why and on what ground."""
     work = report(patients, by, language, data_dir, privacy=privacy, as_json=as_json)
-    typer.echo(_run(work), nl=False)
+    typer.echo(run(work), nl=False)
 
 
 @commands.command("key")

@@ -10,7 +10,17 @@ from uuid import UUID
 import typer
 from rich.console import Console
 
-from services.cli import auditing, authority, demo, house, operations, postgres, rekeying, tokens
+from services.cli import (
+    auditing,
+    authority,
+    demo,
+    house,
+    operations,
+    postgres,
+    purging,
+    rekeying,
+    tokens,
+)
 from services.plumbing.migrate import MigrationError
 from services.plumbing.region import RegionError
 from services.plumbing.settings import SettingsError
@@ -24,6 +34,8 @@ app = typer.Typer(
 )
 app.add_typer(auditing.commands, name="audit")
 app.add_typer(rekeying.commands, name="keys")
+app.command("purge")(purging.purge_)
+app.add_typer(purging.legal_holds, name="legal-hold")
 terminal = Console(stderr=True, highlight=False, soft_wrap=True)
 
 DataDir = Annotated[

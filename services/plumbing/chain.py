@@ -52,6 +52,7 @@ GRACE = timedelta(seconds=60)
 """How long a record may be unsealed before `verify` calls it bad."""
 CHECKPOINT_EVERY = timedelta(hours=1)
 ALGORITHM = "Ed25519"
+CUT = "passerelle-cut"
 
 _COLUMNS = sorted({*AuditRecord.__slots__, "position", "id", "written"})
 CANONICAL = (
@@ -315,6 +316,27 @@ def verifying_key(public: str) -> OKPKey:
         raise ValueError("this is not the public part of a checkpoint key") from None
 
 
+def cut_statement(service: str, checkpoint: int, at: datetime, key: OKPKey) -> str:
+    """Signs that the audit of `service` begins at `checkpoint` from now on (CS-121)."""
+    said = {"service": service, "checkpoint": checkpoint, "at": at.isoformat()}
+    header = {"alg": ALGORITHM, "typ": CUT}
+    payload = orjson.dumps(said, option=orjson.OPT_SORT_KEYS)
+    return jws.serialize_compact(header, payload, key, algorithms=[ALGORITHM])
+
+
+def _is_cut(statement: str, service: str, checkpoint: int, keys: Sequence[OKPKey]) -> bool:
+    """Whether one of `keys` signed that. Without keys taken as said."""
+    if keys and not any(_is_signed(statement, key) for key in keys):
+        return False
+    try:
+        found = jws.extract_compact(statement.encode())
+        said = orjson.loads(found.payload)
+        about = (found.headers()["typ"], said["service"], said["checkpoint"])
+    except (JoseError, ValueError, TypeError, KeyError, AttributeError):
+        return False
+    return about == (CUT, service, checkpoint)
+
+
 def _digest(statement: str) -> str:
     return hashlib.sha256(statement.encode()).hexdigest()
 
@@ -394,6 +416,10 @@ class Verdict:
     bad: list[Bad] = field(default_factory=list)
 
 
+_CUT = (
+    "select checkpoint, statement from chain.cut where service = $1"
+    " order by checkpoint desc limit 1"
+)
 _STATEMENTS = "select number, statement from chain.checkpoint where service = $1 order by number"
 _STRAYS = (
     "select a.position, coalesce(a.tenant, '') as tenant, now() - a.written as age"
@@ -423,14 +449,17 @@ async def verify(
     verdict = Verdict()
     elsewhere = list(kept)
     for service in services:
-        stated = await _stated(connection, service, keys, elsewhere, verdict)
-        await _walk(connection, service, stated, verdict)
+        stated, checkpoints = await _stated(connection, service, keys, elsewhere, verdict)
+        begins = await _beginning(connection, service, keys, checkpoints, verdict)
+        await _walk(connection, service, stated, begins, verdict)
         await _strays(connection, service, verdict)
     return verdict
 
 
 Stated = dict[str, dict[int, tuple[str, int]]]
 """By tenant and position: the hash a checkpoint states, and the checkpoint's number."""
+Begins = Mapping[str, tuple[int, str]]
+"""By tenant: the last position of the records that were destroyed in time, and its hash."""
 
 
 async def _stated(
@@ -439,7 +468,7 @@ async def _stated(
     keys: Sequence[OKPKey],
     elsewhere: Sequence[str],
     verdict: Verdict,
-) -> Stated:
+) -> tuple[Stated, Mapping[int, Checkpoint]]:
     stated: Stated = defaultdict(dict)
     rows = await connection.fetch(_STATEMENTS, service)
     previous: str | None = None
@@ -465,7 +494,26 @@ async def _stated(
                 why = f"checkpoints {known[1]} and {one.number} state different pasts"
                 verdict.bad.append(Bad(service, tenant, position, why))
     verdict.checkpoints += len(statements)
-    return stated
+    return stated, {one.number: one for one in statements}
+
+
+async def _beginning(
+    connection: asyncpg.Connection,
+    service: str,
+    keys: Sequence[OKPKey],
+    checkpoints: Mapping[int, Checkpoint],
+    verdict: Verdict,
+) -> Begins:
+    """Where the chains begin: at a checkpoint, if the audit was cut there by who has the key."""
+    cut = await connection.fetchrow(_CUT, service)
+    if cut is None:
+        return {}
+    number, statement = cut["checkpoint"], cut["statement"]
+    if number not in checkpoints or not _is_cut(statement, service, number, keys):
+        why = f"the cut at checkpoint {number} is not signed"
+        verdict.bad.append(Bad(service, None, None, why))
+        return {}
+    return checkpoints[number].chains
 
 
 def _of(
@@ -485,11 +533,14 @@ def _of(
 class _Walk:
     """Takes the links of a service, in order, and says where each chain first goes wrong."""
 
-    def __init__(self, service: str, stated: Stated, verdict: Verdict) -> None:
+    def __init__(self, service: str, stated: Stated, begins: Begins, verdict: Verdict) -> None:
         self._service = service
         self._stated = stated
+        self._begins = begins
         self._verdict = verdict
         self._tenant: str | None = None
+        self._start = 0
+        self._headed = False
         self._position = 0
         self._hash = b""
         self._broken = False
@@ -502,6 +553,12 @@ class _Walk:
         if self._tenant is None or tenant != self._raw:
             self.end()
             self._begin(tenant)
+        if int(position) <= self._start:  # of the last one that was destroyed its link is left
+            if int(position) == self._start:
+                self._headed = True
+                if self._hash.hex().encode() != hash_:
+                    self._bad(self._start, "the chain does not begin at the checkpoint of its cut")
+            return
         self._verdict.records += 1
         if self._broken:
             return
@@ -524,6 +581,8 @@ class _Walk:
 
     def end(self) -> None:
         """No more of this chain."""
+        if self._tenant is not None and self._start and not self._headed:
+            self._bad(self._start, "the link at which the chain begins is missing")
         if self._tenant is not None and self._left and not self._broken:
             number = self._left[min(self._left)][1]
             self._bad(self._position + 1, f"the chain ends before its checkpoint {number}")
@@ -539,8 +598,14 @@ class _Walk:
         self._raw = raw
         self._tenant = raw.decode()
         self._seen.add(self._tenant)
-        self._left = dict(self._stated.get(self._tenant, {}))
-        self._position, self._hash = 0, start_of(self._service, self._tenant)
+        self._hash = start_of(self._service, self._tenant)
+        self._start, self._headed = 0, False
+        if self._tenant in self._begins:
+            self._start, hash_ = self._begins[self._tenant]
+            self._hash = bytes.fromhex(hash_)
+        self._position = self._start
+        stated = self._stated.get(self._tenant, {})
+        self._left = {at: said for at, said in stated.items() if at > self._start}
         self._broken = False
         self._verdict.chains += 1
 
@@ -550,9 +615,13 @@ class _Walk:
 
 
 async def _walk(
-    connection: asyncpg.Connection, service: str, stated: Stated, verdict: Verdict
+    connection: asyncpg.Connection,
+    service: str,
+    stated: Stated,
+    begins: Begins,
+    verdict: Verdict,
 ) -> None:
-    walk = _Walk(service, stated, verdict)
+    walk = _Walk(service, stated, begins, verdict)
     rest = b""
 
     async def take(data: bytes) -> None:

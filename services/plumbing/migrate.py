@@ -15,10 +15,12 @@ import asyncpg
 from services.plumbing.eventlog import lock_number
 from services.plumbing.settings import SERVICES
 
-SHARED = ("log.sql", "audit.sql", "session.sql")
+SHARED = ("log.sql", "audit.sql", "session.sql", "purge.sql")
 """Tables that plumbing keeps in each service's schema; run before the service's own files."""
 AUDITOR = "passerelle_auditor"
 """Reads the audit of every service and its chain; nobody's login, taken by who may."""
+PURGER = "passerelle_purger"
+"""Deletes what has been kept long enough, in every service; nobody's login, taken by who may."""
 
 
 class MigrationError(Exception):
@@ -55,6 +57,7 @@ def steps() -> list[Step]:
         found += _numbered(service, resources.files("services") / service / "migrations")
     chain = (resources.files("services") / "plumbing" / "sql" / "chain.sql").read_text()
     found.append(Step("chain", "plumbing/chain.sql", chain))
+    found += _numbered("chain", resources.files("services") / "plumbing" / "sql" / "chain")
     found += _numbered(
         "authority", resources.files("services") / "cli" / "migrations" / "authority"
     )
@@ -143,10 +146,11 @@ async def _roles(owner: asyncpg.Connection, passwords: dict[str, str]) -> None:
     for producer in SERVICES:
         for reader in SERVICES:
             await owner.execute(f"grant usage on schema {producer} to passerelle_{reader}_worker")
-    if AUDITOR not in have:
-        await owner.execute(f"create role {AUDITOR} nologin")
-        await owner.execute(f"grant {AUDITOR} to current_user with inherit false, set true")
+    for role in (AUDITOR, PURGER):
+        if role not in have:
+            await owner.execute(f"create role {role} nologin")
+            await owner.execute(f"grant {role} to current_user with inherit false, set true")
     await owner.execute("create schema if not exists chain")
     for service in SERVICES:
-        sealer = f"passerelle_{service}_sealer"
-        await owner.execute(f"grant usage on schema chain, {service} to {sealer}, {AUDITOR}")
+        who = f"passerelle_{service}_sealer, {AUDITOR}, {PURGER}"
+        await owner.execute(f"grant usage on schema chain, {service} to {who}")

@@ -168,6 +168,23 @@ class ConsentDefaults(_Part):
     timezone: Zone = "America/Toronto"
 
 
+FIVE_YEARS = 1827
+"""Days, leap days included."""
+
+
+class Retention(_Part):
+    """How long what is kept is kept, in days (CS-120); `passerelle purge` destroys what is over."""
+
+    facts: int | None = Field(default=None, ge=1)
+    """Encounters and what was counted of them. Unset: nothing is destroyed (CT-02)."""
+    cards: int = Field(default=FIVE_YEARS, ge=1)
+    """After a card was closed, a panel row superseded, a standing replaced."""
+    consents: int = Field(default=FIVE_YEARS, ge=1)
+    """After a Consent's last effect: replaced, withdrawn, refused and settled."""
+    audit: int = Field(default=FIVE_YEARS, ge=1)
+    """Of audit records and of decisions."""
+
+
 class Region(_Part):
     name: dict[Literal["fr", "en"], str]
     timezone: Zone = "America/Toronto"
@@ -177,6 +194,7 @@ class Region(_Part):
     groups: tuple[Group, ...] = ()
     clients: tuple[Client, ...] = ()
     consent: ConsentDefaults = ConsentDefaults()
+    retention: Retention = Retention()
     identifier_aliases: dict[str, str] = Field(default_factory=dict)
     policy: Path | None = None
     """A policy file, relative to the region file, or the name of a preset; unset: qc-default."""

@@ -15,6 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from services.plumbing.db import Database, Tx, sqlstate
+from services.plumbing.migrate import AUDITOR, PURGER
 from services.plumbing.settings import SERVICES
 from tests.conftest import Cluster, FreshDatabase
 from tests.services.authorities import shared_database
@@ -198,11 +199,11 @@ async def test_no_role_of_the_application_is_above_row_security(owner: asyncpg.C
         f"passerelle_{service}{kind}"
         for service in SERVICES
         for kind in ("", "_request", "_worker", "_sealer")
-    } | {"passerelle_auditor"}
+    } | {AUDITOR, PURGER}
     for role in roles:
         raised = (role["rolsuper"], role["rolbypassrls"], role["rolcreaterole"], role["owns"])
         assert not any(raised), role["rolname"]
-        login = role["rolname"].count("_") == 1 and role["rolname"] != "passerelle_auditor"
+        login = role["rolname"].count("_") == 1 and role["rolname"] not in (AUDITOR, PURGER)
         assert not (login and role["rolinherit"]), f"{role['rolname']} inherits its roles"
 
 
