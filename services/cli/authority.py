@@ -343,7 +343,11 @@ class LoopbackAuthority:
                 cookie = request.cookies.get(SIGN_ON_COOKIE, "")
                 found = await tx.execute(_SIGNED_ON, {"digest": _digest(cookie), "now": now})
                 signed_on = found.one_or_none()
-            if signed_on is not None and self._region().person(signed_on.person) is not None:
+            if (
+                signed_on is not None
+                and self._region().person(signed_on.person) is not None
+                and _is_recent(signed_on.signed_in, asked.get("max_age", ""), now)
+            ):
                 return await self._back_with_code(asked, signed_on.person, signed_on.signed_in)
         if prompt == "none":
             return self._back(asked, {"error": "login_required"})
@@ -527,6 +531,12 @@ def _not_authenticated(why: str) -> NoReturn:
 
 def _digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
+
+
+def _is_recent(signed_in: datetime, max_age: str, now: datetime) -> bool:
+    """Whether a sign-on is young enough for who asks for `max_age` seconds at most."""
+    seconds = max_age.isascii() and max_age.isdigit() and len(max_age) < 10
+    return not seconds or now - signed_in < timedelta(seconds=int(max_age))
 
 
 def _seconds(instant: datetime) -> int:

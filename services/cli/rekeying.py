@@ -116,6 +116,15 @@ _COUNTS: Mapping[str, Mapping[str, Sequence[str]]] = {
             _column("tokens", "key_id", "consent", "key_id <> 'key'"),
             _column("seals", "body_key_id", "consent"),
         ],
+        "refused_consent": [
+            _column("tokens", "key_id", "refused_consent", "key_id <> 'key'"),
+            _column("seals", "body_key_id", "refused_consent"),
+            _column("seals", "why->>0", "refused_consent", "why is not null"),
+        ],
+        "override": [
+            _column("seals", "why_key_id", "override"),
+            _column("seals", "review->>0", "override", "review is not null"),
+        ],
         "patient": [_map("patient", "demographics", "0")],
         "subscription": [
             _map("subscription", "headers || jsonb_build_object('', secret)", "0", "'seals'")
@@ -242,6 +251,25 @@ def _consent(work: _Work, row: Any) -> dict[str, Any] | None:
     return None if new is None else {"body_key_id": new[0], "body": new[1]}
 
 
+def _refused_consent(work: _Work, row: Any) -> dict[str, Any] | None:
+    body = work.box(row.id, "consent", row.body_key_id, row.body)
+    why = None if row.why is None else work.box(row.id, "why", *row.why)
+    if body is None and why is None:
+        return None
+    key, box = body or (row.body_key_id, row.body)
+    return {"body_key_id": key, "body": box, **({} if why is None else {"why": list(why)})}
+
+
+def _override(work: _Work, row: Any) -> dict[str, Any] | None:
+    why = work.box(row.id, "why", row.why_key_id, row.why)
+    review = None if row.review is None else work.box(row.id, "review", *row.review)
+    if why is None and review is None:
+        return None
+    key, box = why or (row.why_key_id, row.why)
+    said: dict[str, Any] = {"why_key_id": key, "why": box}
+    return said if review is None else said | {"review": list(review)}
+
+
 def _subscription(work: _Work, row: Any) -> dict[str, Any] | None:
     headers = work.boxes(row.id, row.headers, "header ")
     secret = work.box(row.id, "webhook", *row.secret)
@@ -260,6 +288,8 @@ _SEALED: Mapping[str, Sequence[_Sealed]] = {
         _Sealed("patient", "key", ("demographics",), _demographics),
         _Sealed("panel", "id", ("boxes",), _panel),
         _Sealed("consent", "uid", ("body_key_id", "body"), _consent),
+        _Sealed("refused_consent", "id", ("body_key_id", "body", "why"), _refused_consent),
+        _Sealed("override", "id", ("why_key_id", "why", "review"), _override),
         _Sealed("subscription", "id", ("headers", "secret"), _subscription),
     ),
 }
@@ -461,16 +491,16 @@ async def notify_tokens_anew(db: Database, vault: Vault, tally: Tally) -> None:
                 if row.key_id != ring.active and "card" in row.boxes:
                     card = _field(vault, row.id, "card", row.boxes["card"], tally)
                     tally.tokens += await _renamed(tx, vault, "panel", "id", row.id, row, card)
-    async with aclosing(
-        _pages(db, "consent", "uid", ("key_id", "digest", "body_key_id", "body"))
-    ) as pages:
-        async for tx, rows in pages:
-            for row in rows:
-                if row.key_id not in (ring.active, "key"):
-                    box = (row.body_key_id, row.body)
-                    said = orjson.loads(_field(vault, row.uid, "consent", box, tally) or "{}")
-                    card = _subject(said, vault.aliases)
-                    tally.tokens += await _renamed(tx, vault, "consent", "uid", row.uid, row, card)
+    for table, key in (("consent", "uid"), ("refused_consent", "id")):
+        columns = ("key_id", "digest", "body_key_id", "body")
+        async with aclosing(_pages(db, table, key, columns)) as pages:
+            async for tx, rows in pages:
+                for row in rows:
+                    if row.key_id not in (ring.active, "key", None):
+                        id_, box = getattr(row, key), (row.body_key_id, row.body)
+                        said = orjson.loads(_field(vault, id_, "consent", box, tally) or "{}")
+                        card = _subject(said, vault.aliases)
+                        tally.tokens += await _renamed(tx, vault, table, key, id_, row, card)
     async with db.work() as tx:
         await tx.execute(
             text(
@@ -480,6 +510,8 @@ async def notify_tokens_anew(db: Database, vault: Vault, tally: Tally) -> None:
                 "  where p.key_id = t.key_id and p.digest = t.digest)"
                 " and not exists (select from consent c"
                 "  where c.key_id = t.key_id and c.digest = t.digest)"
+                " and not exists (select from refused_consent r"
+                "  where r.key_id = t.key_id and r.digest = t.digest)"
             ),
             {"active": ring.active},
         )

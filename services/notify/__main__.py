@@ -5,7 +5,7 @@ import base64
 import contextlib
 import sys
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
@@ -16,7 +16,7 @@ from schemas.flag_changed_v1 import FlagChanged
 from schemas.patient_identified_v1 import PatientIdentified
 from schemas.patient_merged_v1 import PatientMerged, PatientUnmerged
 from schemas.site_heard_v1 import SiteHeard
-from services.notify import egress, flow
+from services.notify import egress, flow, worklist
 from services.notify.api import Door, add_door
 from services.notify.delivery import Courier
 from services.notify.egress import Egress
@@ -41,6 +41,8 @@ log = structlog.get_logger()
 PORT: Final = 8003
 SWEEP_EVERY: Final = 1.0
 """Real seconds between looks for what is due by the calendar (CS-51: within 60 s)."""
+WATCH_EVERY: Final = 30.0
+"""Real seconds between looks at what waits for a person, and at the directory."""
 
 READS = [
     on(SiteHeard, flow.on_sites_heard),
@@ -75,6 +77,7 @@ def build(said: NotifySettings) -> Built:
         seals=Seals(said.date_keys, said.seal_keys),
         tokens=Tokens(said.token_keys),
         base=f"{said.notify_url}/fhir",
+        invalid_holds=said.consent_invalid == "hold",
     )
     authority = Authority(said.issuer, authority_client(), jwks_url=said.jwks_url)
     sign_in = SignIn(
@@ -114,10 +117,14 @@ def build(said: NotifySettings) -> Built:
     async def sweeping(stop: asyncio.Event) -> None:
         await sweep_on(db, house, clock, stop)
 
+    async def watching(stop: asyncio.Event) -> None:
+        await watch_on(db, house, clock, timedelta(hours=said.hold_alarm_hours), stop)
+
     background = [
         reader.run,
         courier.run,
         sweeping,
+        watching,
         *carriers.relaying(said, db),
         *chain.sealing(said, db),
     ]
@@ -144,6 +151,29 @@ async def sweep_on(db: Database, house: House, clock: Clock, stop: asyncio.Event
         if swept < flow.SWEEP:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), SWEEP_EVERY)
+
+
+async def watch_on(
+    db: Database, house: House, clock: Clock, longest: timedelta, stop: asyncio.Event
+) -> None:
+    """Say what waits for a person, and too long; decide what is on hold again when the directory
+    has changed (CS-36).
+    """
+    known = house.region()
+    while not stop.is_set():
+        region = house.region()
+        try:
+            async with db.work() as tx:
+                if region is not known:
+                    await flow.reconsider_held(Turn(tx=tx, now=clock.now(), house=house))
+                await worklist.watch(tx, clock.now(), longest)
+            known = region
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            log.warning("watch_waits", error=type(error).__name__, sqlstate=sqlstate(error))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), WATCH_EVERY)
 
 
 async def run(said: NotifySettings) -> int:

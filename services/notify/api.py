@@ -8,7 +8,7 @@ the same 404.
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qsl, urlencode
@@ -332,7 +332,9 @@ async def _search(
             after = search.open_cursor(query, visit.clinic, door.cursor_key, real_now())
             found = {f.resource["id"]: f for f in await gather(tx, visit, type_, None)}
             matching = [
-                f.resource for f in found.values() if search.matches(query, f.resource, door.base)
+                f.resource
+                for f in found.values()
+                if search.matches(query, f.sought or f.resource, door.base)
             ]
             page = search.page(query, matching, after)
             shown = [found[resource["id"]] for resource in page.resources]
@@ -351,19 +353,25 @@ async def _search(
 
 
 async def _without_identifiers(tx: Tx, visit: Visit, query: Query) -> Query:
-    """Identifiers become the patient keys they match, so that no link carries them (CA-11)."""
+    """Identifiers become the keys they match, so that no link carries them (CA-11)."""
     if not query.identifiers:
         return query
-    keys: set[UUID] = set()
+    tokens: set[tuple[str, str]] = set()
     region, house = visit.door.house.region(), visit.door.house
     for said in ",".join(query.identifiers).split(","):
         system, _, value = said.partition("|")
         canonical = canonical_system(system, region.aliases)
         plain = normalise(canonical, value)
         if plain is not None:
-            keys |= set(await store.matched(tx, house.tokens.all(canonical, plain)))
-    name = "_id" if query.type == "Patient" else "patient"
-    resolved = (name, ",".join(sorted(str(key) for key in keys)) or "none")
+            tokens |= set(house.tokens.all(canonical, plain))
+    keys = await store.matched(tx, tokens)
+    if query.type == "Consent":  # its patient may be nobody we know yet
+        tokens |= set(await store.tokens_of(tx, keys))
+        rows = await store.consents_about(tx, tokens, visit.clinic)
+        resolved = ("_id", ",".join(sorted(row.id for row in rows)) or "none")
+    else:
+        name = "_id" if query.type == "Patient" else "patient"
+        resolved = (name, ",".join(sorted(str(key) for key in keys)) or "none")
     return search.Query(
         type=query.type,
         filters=(*query.filters, resolved),
@@ -472,20 +480,33 @@ async def _own_consents(tx: Tx, visit: Visit, _type: str, id_: str | None) -> li
     rows = await store.consents_captured_by(tx, visit.clinic)
     if id_ is not None:
         rows = [row for row in rows if row.id == id_]
-    found = []
-    for row in rows:
-        body = intake.opened_consent(visit.door.house, row)
-        if body is not None:
-            patients = await store.matched(tx, [(row.key_id, row.digest)])
-            found.append(_consent(body, row.id, row.version, row.recorded, patients))
-    return found
+    found = [await _kept_consent(tx, visit, row) for row in rows]
+    return [one for one in found if one is not None]
+
+
+async def _kept_consent(tx: Tx, visit: Visit, row: Any) -> Found | None:
+    """A version as its captor reads it back; None if it cannot be opened now."""
+    body = intake.opened_consent(visit.door.house, row)
+    if body is None:
+        return None
+    patients = await store.matched(tx, [(row.key_id, row.digest)])
+    found = _consent(body, row.id, row.version, row.recorded, patients, visit.who)
+    named = [f"Patient/{key}" for key in patients]
+    named += [f"Patient/{row.digest}"] if row.key_id == store.KEY else []
+    about = [{"reference": one} for one in named]
+    return replace(found, sought={**found.resource, "patient": about})
 
 
 def _consent(
-    body: Json, id_: str, version: int, recorded: datetime, patients: Sequence[UUID] = ()
+    body: Json,
+    id_: str,
+    version: int,
+    recorded: datetime,
+    patients: Sequence[UUID],
+    who: Caller,
 ) -> Found:
     resource = {
-        **body,
+        **(body if who.clinic is None else intake.without_attachments(body)),
         "resourceType": "Consent",
         "id": id_,
         "meta": fhir.meta(version, recorded),
@@ -691,13 +712,32 @@ def _consent_routes(router: APIRouter, door: Door) -> None:
             row = await store.consent(tx, id_, int(version))
             if row is None or row.tenant != visit.clinic:
                 raise _not_found()
-            body = intake.opened_consent(door.house, row)
-            if body is None:
-                raise Rejection("transient", "It cannot be opened now.", status=503)
-            patients = await store.matched(tx, [(row.key_id, row.digest)])
-            found = _consent(body, row.id, row.version, row.recorded, patients)
+            found = await _kept_consent(tx, visit, row)
+            if found is None:
+                raise _cannot_be_opened()
             await _note_read(tx, visit, found, "vread")
         return _answer(found)
+
+    @router.get("/fhir/Consent/{id_}/_history")
+    async def history(request: Request, id_: str, who: Annotated[Caller, may_read]) -> Response:
+        visit = _any_visit(door, request, who, "Consent")
+        async with _transaction(visit) as tx:
+            rows = await store.consent_history(tx, id_)
+            if not rows or rows[0].tenant != visit.clinic:
+                raise _not_found()
+            several = [await _kept_consent(tx, visit, row) for row in rows]
+            versions = [one for one in several if one is not None]
+            if len(versions) < len(several):
+                raise _cannot_be_opened()
+            name = f"Consent/{id_}/_history"
+            await audit.record(
+                tx, [visit.trail.read(name, versions[0].patient, "history-instance")]
+            )
+        return fhir_response(fhir.history(door.base, [one.resource for one in versions]))
+
+
+def _cannot_be_opened() -> Rejection:
+    return Rejection("transient", "It cannot be opened now.", status=503)
 
 
 async def _capture(door: Door, request: Request, who: Caller, id_: str | None) -> Response:
@@ -717,17 +757,27 @@ async def _capture(door: Door, request: Request, who: Caller, id_: str | None) -
         by=who.id,
         id=id_,
         if_version=None if if_match is None else int(if_match),
+        saw=_seen_version(body),
         may_create=who.may("Consent", "c"),
         only_own_panel=who.clinic is not None,
+        guarded=True,
     )
     trail = Trail.of(request, who, now, tenant=tenant)
-    async with door.db.work() as tx:
-        kept = await intake.capture_consent(capture, Turn(tx=tx, now=now, house=door.house), trail)
-    found = _consent(kept.resource, kept.id, kept.version, kept.recorded)
+    kept = await intake.take_consent(door.db, door.house, capture, trail, now)
+    found = _consent(kept.resource, kept.id, kept.version, kept.recorded, (), who)
     headers = {"Location": f"{door.base}/Consent/{kept.id}/_history/{kept.version}"}
     if kept.warnings:
         headers["Warning"] = f'199 - "{kept.warnings[0]}"'
     return _answer(found, 201 if kept.created else 200, headers)
+
+
+def _seen_version(body: Json) -> int | None:
+    """`meta.versionId` of a body: the version its sender saw, if there is one here (CA-21)."""
+    meta = body.get("meta")
+    said = meta.get("versionId") if isinstance(meta, dict) else None
+    if not isinstance(said, str) or not re.fullmatch(r"[1-9]\d{0,8}", said):
+        return None
+    return int(said)
 
 
 # --- Subscription -----------------------------------------------------------------------------

@@ -37,7 +37,11 @@ OFFERED: Final[Mapping[str, Offer]] = {
     "Communication": Offer(("read", "search-type")),
     "Organization": Offer(("read", "search-type"), "no-version"),
     "PractitionerRole": Offer(("read", "search-type"), "no-version"),
-    "Consent": Offer(("read", "vread", "update", "create", "search-type"), update_create=True),
+    "Consent": Offer(
+        ("read", "vread", "history-instance", "update", "create", "search-type"),
+        "versioned-update",
+        update_create=True,
+    ),
     "Subscription": Offer(("read", "update", "create", "delete", "search-type")),
 }
 SCOPES: Final = (
@@ -103,6 +107,7 @@ def _resource(type_: str, offer: Offer) -> dict[str, Any]:
         "type": type_,
         "interaction": [{"code": code} for code in offer.interactions],
         "versioning": offer.versioning,
+        "readHistory": "vread" in offer.interactions,
         "updateCreate": offer.update_create,
         "searchParam": [
             {

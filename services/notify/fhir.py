@@ -460,3 +460,27 @@ def searchset(
     if entries:
         found["entry"] = entries
     return found
+
+
+def history(base: str, versions: Sequence[Json]) -> Json:
+    """Every version of one resource, newest first; the oldest is the one that was created."""
+    name = f"{versions[0]['resourceType']}/{versions[0]['id']}"
+    return {
+        "resourceType": "Bundle",
+        "type": "history",
+        "total": len(versions),
+        "link": [{"relation": "self", "url": f"{base}/{name}/_history"}],
+        "entry": [
+            {
+                "fullUrl": f"{base}/{name}",
+                "resource": resource,
+                "request": {"method": "PUT", "url": name},
+                "response": {
+                    "status": "201" if place == len(versions) else "200",
+                    "etag": f'W/"{resource["meta"]["versionId"]}"',
+                    "lastModified": resource["meta"]["lastUpdated"],
+                },
+            }
+            for place, resource in enumerate(versions, start=1)
+        ],
+    }

@@ -18,7 +18,7 @@ from schemas.flag_changed_v1 import Explanation, FlagChanged, Notice
 from schemas.patient_identified_v1 import PatientIdentified
 from schemas.patient_merged_v1 import PatientMerged, PatientUnmerged
 from schemas.site_heard_v1 import SiteHeard
-from services.notify import days, panel, reading, recount, store, telling
+from services.notify import days, panel, reading, recount, store, telling, worklist
 from services.notify.card import (
     TAKEN_BACK,
     Ask,
@@ -35,6 +35,7 @@ from services.notify.consent import Decision, Permit, Withhold
 from services.notify.recount import Kind, Standing, State
 from services.notify.store import Facts, FlagRow, Outlook
 from services.notify.telling import House, Told
+from services.notify.worklist import Judged
 from services.plumbing import audit, eventlog, telemetry
 from services.plumbing.audit import Trail
 from services.plumbing.clock import real_now
@@ -113,6 +114,7 @@ async def on_patients_identified(batch: Sequence[PatientIdentified], turn: Turn)
 async def on_patients_merged(batch: Sequence[PatientMerged], turn: Turn) -> None:
     """The Consents of both keys speak (CS-53); the retired key's cards name the survivor's."""
     patients = {key for event in batch for key in (event.surviving, event.retired)}
+    await store.change_consents(turn.tx, patients)
     await store.lock(turn.tx, patients)
     for event in sorted(batch, key=lambda e: e.version):
         await store.merge(turn.tx, event.retired, event.surviving, event.version, event.recorded)
@@ -123,6 +125,7 @@ async def on_patients_merged(batch: Sequence[PatientMerged], turn: Turn) -> None
 async def on_patients_unmerged(batch: Sequence[PatientUnmerged], turn: Turn) -> None:
     """Consents recorded while they were one speak against both until a person says whose."""
     patients = {key for event in batch for key in (event.surviving, event.retired)}
+    await store.change_consents(turn.tx, patients)
     await store.lock(turn.tx, patients)
     for event in sorted(batch, key=lambda e: e.version):
         since = await store.merged_at(turn.tx, event.retired)
@@ -190,6 +193,8 @@ class _Found:
     before: dict[UUID, Card] = field(default_factory=dict)
     told: dict[UUID, Told] = field(default_factory=dict)
     """By card: what the inbox may see."""
+    decided: dict[UUID, list[Decision]] = field(default_factory=lambda: defaultdict(list))
+    """By surviving key: about each clinic that would be told."""
     flags: list[tuple[FlagRow, FlagRow | None, bool]] = field(default_factory=list)
     """New, before, and whether the inbox may see it."""
     outlooks: list[dict[str, object]] = field(default_factory=list)
@@ -233,6 +238,8 @@ async def reconsider(patients: Iterable[UUID], turn: Turn, *, access: bool = Fal
         )
         _consider(known, turn, access=access, found=found)
     await _write(found, turn)
+    judged = [Judged(facts[root], found.decided[root]) for root in family]
+    await worklist.settle(tx, turn.house, judged, turn.now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +283,7 @@ def _consider(known: _Known, turn: Turn, *, access: bool, found: _Found) -> None
             told, inbox = telling.tell_inbox(house, facts, clinic, now, standing=standing), True
         else:
             told, inbox = telling.tell_anyone(house, facts, route, now, standing=standing)
+            found.decided[root].append(told.decision)
         prior = known.outlooks.get((clinic, root))
         was = None if prior is None else known.then.get((root, prior.sequence))
         situation = _situation(
@@ -704,5 +712,15 @@ SWEEP = 200
 async def sweep(turn: Turn) -> int:
     """Decide again for whom time alone may have changed the answer (CS-51); how many."""
     patients = await store.due_patients(turn.tx, turn.now, SWEEP)
+    await reconsider(patients, turn, access=True)
+    return len(patients)
+
+
+async def reconsider_held(turn: Turn) -> int:
+    """Decide again of whom something is on hold; how many (CS-36).
+
+    For when the directory has changed: who was unknown in it may be known now.
+    """
+    patients = await store.held_patients(turn.tx)
     await reconsider(patients, turn, access=True)
     return len(patients)

@@ -1,7 +1,7 @@
 """What clinics and hospitals hand in: panels and Consents. In force when it is answered."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -11,18 +11,22 @@ from fhir.resources.R4B.consent import Consent
 from pydantic import ValidationError
 from sqlalchemy import Row
 
-from services.notify import consent, panel, reading, store, telling
+from services.notify import consent, panel, reading, store, telling, worklist
 from services.notify.flow import Turn, match_panels, reconsider
+from services.notify.holding import Why
 from services.notify.panel import Member, Mode, Plan, Reading
 from services.notify.telling import House
 from services.plumbing import audit, telemetry
 from services.plumbing.audit import Trail
+from services.plumbing.db import Database
 from services.plumbing.identifiers import canonical_system, normalise
 from services.plumbing.sealing import SealBrokenError, UnknownKeyError
 from services.plumbing.web import Issue, Rejection
 
 LARGEST_ATTACHMENT = 512 * 1024
-"""Bytes of base64 text in a Consent (CS-57)."""
+"""Bytes, decoded (CS-57)."""
+LARGEST_CONSENT = 1024 * 1024
+"""Bytes."""
 
 
 # --- panels -----------------------------------------------------------------------------------
@@ -238,15 +242,23 @@ def _report(
 class Capture:
     """A Consent as somebody recorded it."""
 
-    resource: Mapping[str, Any]
+    resource: Mapping[str, Any] = field(repr=False)
     tenant: str
+    """Site or clinic; empty: the region's privacy officer."""
     by: str
     id: str | None = None
     """None: make one."""
     if_version: int | None = None
+    """Change only this version; 0: make it, if there is none."""
+    saw: int | None = None
+    """The version its sender had in front of them, as the resource says; a guard of a change."""
     may_create: bool = True
     only_own_panel: bool = False
     """A clinic captures for its own patients alone (CS-56)."""
+    guarded: bool = False
+    """A change must say which version was seen (CA-21)."""
+    any_tenant: bool = False
+    """The privacy officer also changes what others captured; it stays theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,59 +266,86 @@ class Captured:
     id: str
     version: int
     recorded: datetime
-    resource: dict[str, Any]
+    resource: dict[str, Any] = field(repr=False)
     created: bool
     warnings: tuple[str, ...]
+
+
+@dataclass(eq=False)
+class InvalidConsent(Rejection):
+    """No valid R4, or of nobody that can be read: refused, and kept (CS-57)."""
+
+
+async def take_consent(
+    db: Database, house: House, capture: Capture, trail: Trail, now: datetime
+) -> Captured:
+    """`capture_consent` in a transaction of its own; what it refuses as invalid is kept.
+
+    InvalidConsent says the paths and rules, no value.
+    """
+    try:
+        async with db.work() as tx:
+            return await capture_consent(capture, Turn(tx=tx, now=now, house=house), trail)
+    except InvalidConsent as refusal:
+        async with db.work() as tx:
+            turn = Turn(tx=tx, now=now, house=house)
+            await keep_refused(capture, refusal.all(), turn, trail)
+        raise
 
 
 async def capture_consent(capture: Capture, turn: Turn, trail: Trail) -> Captured:
     """Keep a Consent's new version; it is in force for the next attempt (CS-56).
 
-    The patient's cards are settled in the same transaction. Rejection 422 for what is no valid
-    R4 Consent, 404 for another's, 412 for a stale version.
+    The patient's cards are settled in the same transaction. InvalidConsent for what is no valid
+    R4; Rejection 404 for another's, 403 for a patient who is not the clinic's, 400 without a
+    guard, 412 for a stale version. A repeat whose whole effect is there changes nothing (CA-21).
     """
     tx, house = turn.tx, turn.house
     resource = {k: v for k, v in capture.resource.items() if k not in {"id", "meta", "text"}}
     _check_valid(resource)
     token = _subject(resource, house)
-    directive = reading.directive(resource, telling.policy_of(house.region()).zone)
     id_ = capture.id or str(telemetry.new_id())
-    await store.hold_tokens(tx, [token[1]])
-    patients = await store.matched(tx, [token])
-    roots = sorted(await store.families(tx, patients))
-    await store.change_consents(tx, roots)
-    await store.lock(tx, roots)
+    await store.hold_consent(tx, id_)
     known = await store.consent(tx, id_, hold=True)
-    if known is not None and known.tenant != capture.tenant:
-        raise Rejection(issue="not-found", advice="There is no such Consent.", status=404)
-    if known is None and not capture.may_create:
-        raise Rejection(issue="not-found", advice="There is no such Consent.", status=404)
-    if capture.only_own_panel and not await _is_own(capture.tenant, roots, turn):
+    wrong = await store.refused_under(tx, capture.tenant if known is None else known.tenant, id_)
+    tokens = [token, *((row.key_id, row.digest) for row in wrong if row.key_id is not None)]
+    if known is not None:
+        tokens.append((known.key_id, known.digest))
+        tokens += [] if known.disputed_with is None else [(store.KEY, str(known.disputed_with))]
+    await store.hold_tokens(tx, [digest for _, digest in tokens])
+    roots = sorted(await store.families(tx, await store.matched(tx, [token])))
+    concerned = sorted(await store.families(tx, await store.matched(tx, tokens)))
+    await store.change_consents(tx, concerned)
+    await store.lock(tx, concerned)
+    _check_whose(capture, known)
+    tenant = capture.tenant if known is None else known.tenant
+    withdraws = known is not None and resource["status"] != "active"
+    if capture.only_own_panel and not withdraws and not await _is_own(tenant, roots, turn):
         raise Rejection(
             issue="forbidden",
             advice="A clinic records Consents of patients on its own confirmed panel.",
             expression="Consent.patient",
             status=403,
         )
-    version = known.version if known is not None else 0
-    if capture.if_version is not None and capture.if_version != version:
-        raise Rejection(
-            issue="conflict",
-            advice=f"The current version is {version}. Read it and send the change again.",
-            status=412,
-        )
+    directive = reading.directive(resource, telling.policy_of(house.region()).zone)
     warnings = () if consent.is_computable(directive) else (_NOT_COMPUTABLE,)
-    if known is not None and opened_consent(house, known) == resource:
-        return Captured(id_, version, known.recorded, resource, created=False, warnings=warnings)
+    was = None if known is None else opened_consent(house, known)
+    resource = with_attachment(resource, was)
+    if known is not None and was == resource and known.disputed_with is None:
+        return Captured(
+            id_, known.version, known.recorded, resource, created=False, warnings=warnings
+        )
+    version = _guarded(capture, known) + 1
     uid = telemetry.new_id()
     key_id, box = house.seals.seal(uid, "consent", orjson.dumps(resource).decode())
-    async with store.acting(tx, capture.tenant):
+    name = f"Consent/{id_}/_history/{version}"
+    async with store.acting(tx, tenant):
         await store.add_consent(
             tx,
             uid=uid,
             id=id_,
-            version=version + 1,
-            tenant=capture.tenant,
+            version=version,
+            tenant=tenant,
             captured_by=capture.by,
             key_id=token[0],
             digest=token[1],
@@ -316,16 +355,103 @@ async def capture_consent(capture: Capture, turn: Turn, trail: Trail) -> Capture
             body=box,
             recorded=turn.now,
         )
-        name = f"Consent/{id_}/_history/{version + 1}"
-        subject = roots[0] if roots else None
-        made = trail.created(name, subject) if known is None else trail.updated(name, subject)
-        await audit.record(tx, [made])
-    moved = [] if known is None else await store.matched(tx, [(known.key_id, known.digest)])
-    await reconsider({*roots, *moved}, turn, access=True)
-    return Captured(id_, version + 1, turn.now, resource, created=known is None, warnings=warnings)
+    subject = roots[0] if roots else None
+    await audit.record(
+        tx, [trail.created(name, subject) if known is None else trail.updated(name, subject)]
+    )
+    await _put_right([row.id for row in wrong], name, capture.by, turn)
+    await reconsider(concerned, turn, access=True)
+    return Captured(id_, version, turn.now, resource, created=known is None, warnings=warnings)
 
 
-async def _is_own(clinic: str, roots: list[UUID], turn: Turn) -> bool:
+def _check_whose(capture: Capture, known: Row[Any] | None) -> None:
+    """A change is its captor's, or the privacy officer's; of another's nothing is told."""
+    theirs = known is not None and known.tenant != capture.tenant and not capture.any_tenant
+    if theirs or (known is None and not capture.may_create):
+        raise Rejection(issue="not-found", advice="There is no such Consent.", status=404)
+
+
+def _guarded(capture: Capture, known: Row[Any] | None) -> int:
+    """The version that is changed, which must be the one that was seen (CA-21)."""
+    version: int = 0 if known is None else known.version
+    wanted = capture.if_version
+    if wanted is None and known is not None:
+        wanted = capture.saw
+    if wanted is None and known is not None and capture.guarded:
+        raise Rejection(
+            issue="required",
+            advice="Say which version you saw: If-Match, or meta.versionId.",
+            status=400,
+        )
+    if wanted is not None and wanted != version:
+        raise Rejection(
+            issue="conflict",
+            advice=f"The current version is {version}. Read it and send the change again.",
+            status=412,
+        )
+    return version
+
+
+async def _put_right(refused: Sequence[UUID], name: str, by: str, turn: Turn) -> None:
+    """What was refused under this id is settled by what was now taken."""
+    tx, now = turn.tx, turn.now
+    for id_ in refused:
+        await store.resolve_refused(
+            tx, id=id_, by=by, resolution="replaced", why=None, successor=name, now=now
+        )
+    items = await store.open_items(tx, refused)
+    await store.close_items(tx, [item.id for item in items], now, by=by, outcome="replaced")
+
+
+async def keep_refused(
+    capture: Capture, issues: Sequence[Issue], turn: Turn, trail: Trail
+) -> UUID | None:
+    """Keep an invalid Consent, sealed, for a person; its id, or None if it waits already.
+
+    If it says whose it is, nothing about that patient goes out until it is resolved, unless the
+    operator chose to reject such a Consent and no more.
+    """
+    tx, house = turn.tx, turn.house
+    body = orjson.dumps(capture.resource, option=orjson.OPT_SORT_KEYS).decode()
+    id_ = telemetry.new_id()
+    key_id, box = house.seals.seal(id_, "consent", body)
+    token = readable_subject(capture.resource, house)
+    digests = [] if token is None else [token[1]]
+    await store.hold_tokens(tx, digests)
+    patients = [] if token is None else await store.matched(tx, [token])
+    roots = sorted(await store.families(tx, patients))
+    await store.change_consents(tx, roots)
+    await store.lock(tx, roots)
+    holds = token is not None and house.invalid_holds
+    if capture.only_own_panel and not await _is_own(capture.tenant, roots, turn):
+        holds = False  # a clinic holds nobody's cards but its own patients'
+    kept = await store.add_refused(
+        tx,
+        id=id_,
+        tenant=capture.tenant,
+        captured_by=capture.by,
+        consent=capture.id,
+        key_id=None if token is None else token[0],
+        digest=None if token is None else token[1],
+        fingerprint=house.tokens.token("refused-consent", body)[1],
+        issues=[{"path": i.expression or "Consent", "rule": i.text} for i in issues],
+        body_key_id=key_id,
+        body=box,
+        holds=holds,
+        received=turn.now,
+    )
+    if not kept:
+        return None
+    name = f"Consent/refused-{id_}"
+    await audit.record(tx, [trail.created(name, roots[0] if roots else None)])
+    if not roots or not holds:
+        sites = [capture.tenant] if house.region().site(capture.tenant) else []
+        await worklist.open_about(tx, id_, Why.REFUSED, turn.now, patient=None, sites=sites)
+    await reconsider(roots, turn, access=True)
+    return id_
+
+
+async def _is_own(clinic: str, roots: Sequence[UUID], turn: Turn) -> bool:
     facts = await store.facts(turn.tx, roots)
     region = turn.house.region()
     return any(
@@ -343,14 +469,74 @@ _NOT_COMPUTABLE = (
 
 def opened_consent(house: House, row: Row[Any]) -> dict[str, Any] | None:
     """The resource of a version as it was sent; None if it cannot be opened now."""
+    return _opened(house, row.uid, row)
+
+
+def opened_refused(house: House, row: Row[Any]) -> dict[str, Any] | None:
+    """A refused Consent as it was sent; None if it cannot be opened now."""
+    return _opened(house, row.id, row)
+
+
+def _opened(house: House, owner: UUID, row: Row[Any]) -> dict[str, Any] | None:
     try:
-        said = orjson.loads(house.seals.open(row.uid, "consent", row.body_key_id, row.body))
+        said = orjson.loads(house.seals.open(owner, "consent", row.body_key_id, row.body))
     except (UnknownKeyError, SealBrokenError):
         return None
     return dict(said)
 
 
-def _subject(resource: Mapping[str, Any], house: House) -> tuple[str, str]:
+# What is attached
+
+
+def without_attachments(node: Any) -> Any:
+    """As a clinic reads it: what is attached is named, and not sent (CS-57)."""
+    if isinstance(node, Mapping):
+        return {
+            name: without_attachments(value)
+            for name, value in node.items()
+            if not (name == "data" and isinstance(value, str))
+        }
+    if isinstance(node, list):
+        return [without_attachments(one) for one in node]
+    return node
+
+
+def with_attachment(resource: dict[str, Any], was: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a reader was not sent is kept when it writes back what it read."""
+    known = None if was is None else was.get("sourceAttachment")
+    said = resource.get("sourceAttachment")
+    if known is None or said is None or said != without_attachments(known):
+        return resource
+    return {**resource, "sourceAttachment": known}
+
+
+def _decoded(base64: str) -> int:
+    """Bytes that base64 text stands for."""
+    return len(base64) // 4 * 3 - base64[-2:].count("=")
+
+
+def _check_attachments(node: Any, path: str = "Consent") -> None:
+    """Each at most LARGEST_ATTACHMENT bytes, decoded."""
+    if isinstance(node, Mapping):
+        data = node.get("data")
+        if isinstance(data, str) and _decoded(data) > LARGEST_ATTACHMENT:
+            raise Rejection(
+                issue="too-long",
+                advice=f"An attachment may have {LARGEST_ATTACHMENT // 1024} KiB.",
+                expression=f"{path}.data",
+                status=413,
+            )
+        for name, value in node.items():
+            _check_attachments(value, f"{path}.{name}")
+    elif isinstance(node, list):
+        for place, one in enumerate(node):
+            _check_attachments(one, f"{path}[{place}]")
+
+
+# Whose it is, and whether it is R4
+
+
+def readable_subject(resource: Mapping[str, Any], house: House) -> tuple[str, str] | None:
     """Token of the patient a Consent is about: our key, or an identifier a hospital also sent."""
     said = resource.get("patient")
     named = said if isinstance(said, Mapping) else {}
@@ -366,26 +552,64 @@ def _subject(resource: Mapping[str, Any], house: House) -> tuple[str, str]:
         value = normalise(system, str(identifier.get("value", "")))
         if system and value is not None:
             return house.tokens.token(system, value)
-    raise Rejection(
-        issue="value",
-        expression="Consent.patient",
-        advice="Name the patient by identifier (health card), or as Patient/ with our own key.",
-        status=422,
-    )
+    return None
+
+
+def _subject(resource: Mapping[str, Any], house: House) -> tuple[str, str]:
+    token = readable_subject(resource, house)
+    if token is None:
+        raise InvalidConsent(
+            issue="value",
+            expression="Consent.patient",
+            advice="Name the patient by identifier (health card), or as Patient/ with our own key.",
+            status=422,
+        )
+    return token
 
 
 def _check_valid(resource: Mapping[str, Any]) -> None:
     """R4, by the models; which element and which rule, never a value (ST-03)."""
-    if len(orjson.dumps(resource)) > LARGEST_ATTACHMENT * 2:
+    if len(orjson.dumps(resource)) > LARGEST_CONSENT:
         raise Rejection(issue="too-long", advice="A Consent may have 1 MiB.", status=413)
     try:
         Consent.model_validate(dict(resource))
     except ValidationError as error:
-        raise Rejection(status=422, issues=_issues(error)) from None
+        raise InvalidConsent(status=422, issues=_issues(error)) from None
     except (TypeError, ValueError, AttributeError, RecursionError):
-        raise Rejection(
+        raise InvalidConsent(
             issue="invalid", advice="This is not a valid R4 Consent.", status=422
         ) from None
+    issues = list(_wrong_codes(resource))
+    if not (resource.get("policy") or resource.get("policyRule")):
+        issues.append(Issue("invariant", "A policy or a policyRule is needed (ppc-1).", "Consent"))
+    if issues:
+        raise InvalidConsent(status=422, issues=issues)
+    _check_attachments(resource)
+
+
+_MEANINGS = frozenset({"instance", "related", "dependents", "authoredby"})
+
+
+def _wrong_codes(resource: Mapping[str, Any]) -> Iterator[Issue]:
+    """Codes of required bindings, which the models do not check."""
+    if resource.get("status") not in reading.STATUSES:
+        yield _wrong_code("Consent.status", reading.STATUSES)
+    rules = [("Consent.provision", resource.get("provision"))]
+    while rules:
+        path, rule = rules.pop()
+        if not isinstance(rule, Mapping):
+            continue
+        if rule.get("type", "deny") not in reading.EFFECTS:
+            yield _wrong_code(f"{path}.type", reading.EFFECTS)
+        for place, datum in enumerate(rule.get("data") or ()):
+            if datum.get("meaning") not in _MEANINGS:
+                yield _wrong_code(f"{path}.data[{place}].meaning", _MEANINGS)
+        inner = rule.get("provision") or ()
+        rules += [(f"{path}.provision[{place}]", one) for place, one in enumerate(inner)]
+
+
+def _wrong_code(path: str, codes: Iterable[str]) -> Issue:
+    return Issue("code-invalid", f"One of {', '.join(sorted(codes))} is needed.", path)
 
 
 def _issues(error: ValidationError) -> list[Issue]:

@@ -37,6 +37,8 @@ class Found:
     """A card shown with its content: the clinic has it from now on."""
     content: Content | None = None
     """What it tells, in kinds and numbers (CS-114); None: a stub, or nothing of a patient."""
+    sought: Json | None = field(default=None, repr=False)
+    """What a search looks at, where that is more than is shown."""
 
     @property
     def reference(self) -> str:

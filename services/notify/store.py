@@ -93,6 +93,8 @@ class ConsentRow:
     body: Box = field(repr=False)
     recorded: datetime
     disputed: bool
+    refused: bool = False
+    """No valid R4, so never in force; it holds until a person has looked at it (CS-57)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,8 @@ class Facts:
     panel: tuple[PanelRow, ...]
     """Of all clinics; a request sees its own clinic's."""
     consents: tuple[ConsentRow, ...]
+    assessed: Mapping[str, frozenset[Code]] = field(default_factory=dict, repr=False)
+    """`Encounter/id` → labels a person gave it because its hospital gave none (CS-36)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,15 +411,25 @@ _PANEL_OF = text(
     " from token t join panel p on p.key_id = t.key_id and p.digest = t.digest"
     " where t.patient = any(:keys) order by p.clinic, p.recorded, p.id"
 ).bindparams(bindparam("keys", type_=_uuids))
-# Served by token_patient and consent_token; disputed ones by consent_disputed.
+# Served by token_patient and consent_token; disputed ones by consent_disputed, refused ones by
+# refused_consent_token.
 _CONSENTS_OF = text(
     "select t.patient, c.uid, c.id, c.version, c.tenant, c.status, c.body_key_id, c.body,"
-    "  c.recorded, c.disputed_with is not null as disputed"
+    "  c.recorded, c.disputed_with is not null as disputed, false as refused"
     " from token t join consent c on c.key_id = t.key_id and c.digest = t.digest"
     " where t.patient = any(:keys) and c.latest"
     " union select c.disputed_with, c.uid, c.id, c.version, c.tenant, c.status, c.body_key_id,"
-    "  c.body, c.recorded, true from consent c"
+    "  c.body, c.recorded, true, false from consent c"
     " where c.disputed_with = any(:keys) and c.latest"
+    " union select t.patient, r.id, 'refused-' || r.id, 0, r.tenant, 'active', r.body_key_id,"
+    "  r.body, r.received, false, true"
+    " from token t join refused_consent r on r.key_id = t.key_id and r.digest = t.digest"
+    " where t.patient = any(:keys) and r.resolved is null and r.holds"
+).bindparams(bindparam("keys", type_=_uuids))
+
+_ASSESSED_OF = text(
+    "select distinct on (encounter) patient, encounter, labels from assessment"
+    " where patient = any(:keys) order by encounter, position desc"
 ).bindparams(bindparam("keys", type_=_uuids))
 
 
@@ -424,7 +438,7 @@ def _boxes(said: Mapping[str, Sequence[str]]) -> dict[str, Box]:
 
 
 async def facts(tx: Tx, patients: Iterable[UUID]) -> dict[UUID, Facts]:
-    """Of each person behind `patients`, by surviving key. Six statements, however many."""
+    """Of each person behind `patients`, by surviving key. Seven statements, however many."""
     family = await families(tx, patients)
     root_of = {key: root for root, keys in family.items() for key in keys}
     keys = {"keys": sorted(root_of)}
@@ -466,7 +480,12 @@ async def facts(tx: Tx, patients: Iterable[UUID]) -> dict[UUID, Facts]:
             body=(row.body_key_id, row.body),
             recorded=row.recorded,
             disputed=row.disputed,
+            refused=row.refused,
         )
+    assessed: dict[UUID, dict[str, frozenset[Code]]] = defaultdict(dict)
+    for row in await tx.execute(_ASSESSED_OF, keys):
+        labels = frozenset(Code(system, code) for system, code in row.labels)
+        assessed[root_of[row.patient]][f"Encounter/{row.encounter}"] = labels
     return {
         root: Facts(
             patient=root,
@@ -476,6 +495,7 @@ async def facts(tx: Tx, patients: Iterable[UUID]) -> dict[UUID, Facts]:
             episodes=tuple(episodes[root]),
             panel=tuple(panel[root].values()),
             consents=tuple(consents[root].values()),
+            assessed=assessed[root],
         )
         for root, own in family.items()
     }
@@ -1053,6 +1073,9 @@ async def is_reported(tx: Tx, **row: Any) -> bool:
 _CONSENT = text("select * from consent where id = :id and latest for update")
 _CONSENT_VERSION = text("select * from consent where id = :id and version = :version")
 _CONSENT_LATEST = text("select * from consent where id = :id and latest")
+_CONSENT_HISTORY = text("select * from consent where id = :id order by version desc")
+# Who makes a Consent of an id waits for who makes another of the same.
+_HOLD_CONSENT = text("select pg_advisory_xact_lock(20260304, hashtext(:id))")
 _OWN_CONSENTS = text("select * from consent where tenant = :tenant and latest order by id")
 _NOT_LATEST = text("update consent set latest = false where id = :id and latest")
 _ADD_CONSENT = text(
@@ -1074,14 +1097,279 @@ async def consent(
     return found.first()
 
 
+async def hold_consent(tx: Tx, id_: str) -> None:
+    """Nobody else makes or changes the Consent of this id until `tx` ends. Taken first of all."""
+    await tx.execute(_HOLD_CONSENT, {"id": id_})
+
+
+async def consent_history(tx: Tx, id_: str) -> Sequence[Row[Any]]:
+    """Every version of a Consent, newest first; whoever captured it."""
+    return (await tx.execute(_CONSENT_HISTORY, {"id": id_})).all()
+
+
 async def consents_captured_by(tx: Tx, tenant: str) -> Sequence[Row[Any]]:
     return (await tx.execute(_OWN_CONSENTS, {"tenant": tenant})).all()
+
+
+_CONSENTS_BY_TOKENS = text(
+    "select distinct c.* from consent c join unnest(:key_ids, :digests) as n (key_id, digest)"
+    "  on n.key_id = c.key_id and n.digest = c.digest"
+    " where c.latest and (cast(:tenant as text) is null or c.tenant = :tenant)"
+    " order by c.recorded desc, c.id"
+).bindparams(bindparam("key_ids", type_=_texts), bindparam("digests", type_=_texts))
+
+
+async def consents_about(
+    tx: Tx, tokens: Iterable[tuple[str, str]], tenant: str | None
+) -> Sequence[Row[Any]]:
+    """Consents about whom any of these tokens names, newest first; None: whoever captured them."""
+    pairs = sorted(set(tokens))
+    said = {"key_ids": [k for k, _ in pairs], "digests": [d for _, d in pairs], "tenant": tenant}
+    return (await tx.execute(_CONSENTS_BY_TOKENS, said)).all()
+
+
+_TOKENS_OF = text(
+    "select distinct key_id, digest from token where patient = any(:keys)"
+).bindparams(bindparam("keys", type_=_uuids))
+
+
+async def tokens_of(tx: Tx, keys: Iterable[UUID]) -> list[tuple[str, str]]:
+    """Every token of these patient keys, the keys themselves among them."""
+    rows = await tx.execute(_TOKENS_OF, {"keys": sorted(set(keys))})
+    return [(row.key_id, row.digest) for row in rows]
 
 
 async def add_consent(tx: Tx, **row: Any) -> None:
     """A new version, which is the latest from now on."""
     await tx.execute(_NOT_LATEST, {"id": row["id"]})
     await tx.execute(_ADD_CONSENT, row)
+
+
+# --- refused Consents -------------------------------------------------------------------------
+
+_ADD_REFUSED = text(
+    "insert into refused_consent (id, tenant, captured_by, consent, key_id, digest, fingerprint,"
+    "  issues, body_key_id, body, holds, received)"
+    " values (:id, :tenant, :captured_by, :consent, :key_id, :digest, :fingerprint,"
+    "  cast(:issues as jsonb), :body_key_id, :body, :holds, :received)"
+    " on conflict do nothing returning id"
+)
+_REFUSED = text("select * from refused_consent where id = :id for update")
+_REFUSED_OF = text(
+    "select r.* from refused_consent r join token t on t.key_id = r.key_id and t.digest = r.digest"
+    " where t.patient = any(:keys) and r.resolved is null and r.holds order by r.received, r.id"
+).bindparams(bindparam("keys", type_=_uuids))
+_RESOLVE_REFUSED = text(
+    "update refused_consent set resolved = :now, resolved_by = :by, resolution = :resolution,"
+    "  why = cast(:why as jsonb), successor = :successor"
+    " where id = :id and resolved is null returning id"
+)
+_REFUSED_UNDER = text(
+    "select id, key_id, digest from refused_consent"
+    " where tenant = :tenant and consent = :consent and resolved is null order by id for update"
+)
+
+
+async def add_refused(tx: Tx, **row: Any) -> bool:
+    """Keep what was refused; False if it was refused before and still waits."""
+    said = {**row, "issues": orjson.dumps(row["issues"]).decode()}
+    return (await tx.execute(_ADD_REFUSED, said)).first() is not None
+
+
+async def refused(tx: Tx, id_: UUID) -> Row[Any] | None:
+    """A refused Consent, held until the commit."""
+    return (await tx.execute(_REFUSED, {"id": id_})).first()
+
+
+async def refused_of(tx: Tx, keys: Iterable[UUID]) -> Sequence[Row[Any]]:
+    """Those that hold these patients' cards, oldest first."""
+    return (await tx.execute(_REFUSED_OF, {"keys": sorted(set(keys))})).all()
+
+
+async def resolve_refused(tx: Tx, **row: Any) -> bool:
+    """A person dealt with it; False if somebody had already. `why` is a box, or None."""
+    said = {**row, "why": None if row["why"] is None else orjson.dumps(row["why"]).decode()}
+    return (await tx.execute(_RESOLVE_REFUSED, said)).first() is not None
+
+
+async def refused_under(tx: Tx, tenant: str, consent: str) -> Sequence[Row[Any]]:
+    """What was refused under this id and waits, held until the commit."""
+    return (await tx.execute(_REFUSED_UNDER, {"tenant": tenant, "consent": consent})).all()
+
+
+# --- what a person must look at ---------------------------------------------------------------
+
+# Served by work_item_one.
+_OPEN_ITEMS = text(
+    "select id, patient, about, reason, sites, basis from work_item"
+    " where coalesce(about, patient) = any(:keys) and closed is null order by id for update"
+).bindparams(bindparam("keys", type_=_uuids))
+_SITES_OF = text("select key, sites from patient where key = any(:keys)").bindparams(
+    bindparam("keys", type_=_uuids)
+)
+_ADD_ITEMS = text(
+    "insert into work_item (id, patient, about, reason, sites, basis, opened)"
+    " select id, patient, about, reason, sites, basis, :now"
+    "  from jsonb_to_recordset(cast(:rows as jsonb)) as n"
+    "   (id uuid, patient uuid, about uuid, reason text, sites text[], basis text[])"
+    " on conflict do nothing"
+)
+_CHANGE_ITEMS = text(
+    "update work_item w set sites = n.sites, basis = n.basis"
+    " from jsonb_to_recordset(cast(:rows as jsonb)) as n (id uuid, sites text[], basis text[])"
+    " where w.id = n.id and w.closed is null"
+)
+_CLOSE_ITEMS = text(
+    "update work_item set closed = :now, closed_by = :by, outcome = :outcome"
+    " where id = any(:ids) and closed is null returning id"
+).bindparams(bindparam("ids", type_=_uuids))
+_CREDIT = text(
+    "update work_item set closed_by = :by, outcome = :outcome"
+    " where id = :id and closed = :now and closed_by is null"
+)
+# Served by work_item_opened.
+_ITEMS = text("select * from work_item where closed is null order by opened, id limit :most")
+_ITEM = text("select * from work_item where id = :id")
+_OVERDUE = text(
+    "update work_item set alarmed = :now"
+    " where closed is null and alarmed is null and opened <= :before returning id, reason, opened"
+)
+_WAITING = text(
+    "select reason, count(*) as items, count(alarmed) as overdue from work_item"
+    " where closed is null group by reason"
+)
+_HELD_PATIENTS = text(
+    "select distinct patient from work_item where closed is null and patient is not null"
+    " and reason <> 'override'"
+)
+
+
+async def open_items(tx: Tx, keys: Iterable[UUID]) -> Sequence[Row[Any]]:
+    """Work items not closed of these patients, or about these, held until the commit."""
+    return (await tx.execute(_OPEN_ITEMS, {"keys": sorted(set(keys))})).all()
+
+
+async def sites_of(tx: Tx, keys: Iterable[UUID]) -> dict[UUID, tuple[str, ...]]:
+    """Hospitals that sent something of each patient key."""
+    rows = await tx.execute(_SITES_OF, {"keys": sorted(set(keys))})
+    return {row.key: tuple(row.sites) for row in rows}
+
+
+async def add_items(tx: Tx, rows: Sequence[Mapping[str, Any]], now: datetime) -> None:
+    if rows:
+        said = orjson.dumps(list(rows), default=str).decode()
+        await tx.execute(_ADD_ITEMS, {"rows": said, "now": now})
+
+
+async def change_items(tx: Tx, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        await tx.execute(_CHANGE_ITEMS, {"rows": orjson.dumps(list(rows), default=str).decode()})
+
+
+async def close_items(
+    tx: Tx, ids: Iterable[UUID], now: datetime, *, by: str | None = None, outcome: str = "decided"
+) -> None:
+    wanted = sorted(set(ids))
+    if wanted:
+        await tx.execute(_CLOSE_ITEMS, {"ids": wanted, "now": now, "by": by, "outcome": outcome})
+
+
+async def credit_item(tx: Tx, id_: UUID, now: datetime, *, by: str, outcome: str) -> None:
+    """Whose doing it was that an item was closed just now, if it was."""
+    await tx.execute(_CREDIT, {"id": id_, "now": now, "by": by, "outcome": outcome})
+
+
+async def items(tx: Tx, most: int) -> Sequence[Row[Any]]:
+    """Open work items that the transaction's role sees, oldest first."""
+    return (await tx.execute(_ITEMS, {"most": most})).all()
+
+
+async def item(tx: Tx, id_: UUID) -> Row[Any] | None:
+    return (await tx.execute(_ITEM, {"id": id_})).first()
+
+
+async def overdue(tx: Tx, before: datetime, now: datetime) -> Sequence[Row[Any]]:
+    """Items opened before that nobody was alarmed of yet; marked, so each comes once."""
+    return (await tx.execute(_OVERDUE, {"before": before, "now": now})).all()
+
+
+async def waiting(tx: Tx) -> Sequence[Row[Any]]:
+    """How many items of each reason are open, and how many of them too long."""
+    return (await tx.execute(_WAITING)).all()
+
+
+async def held_patients(tx: Tx) -> list[UUID]:
+    """Of whom something is on hold."""
+    return [row.patient for row in await tx.execute(_HELD_PATIENTS)]
+
+
+_ADD_ASSESSMENT = text(
+    "insert into assessment (id, encounter, patient, labels, by, at)"
+    " values (:id, :encounter, :patient, cast(:labels as jsonb), :by, :at)"
+)
+
+
+async def add_assessment(tx: Tx, **row: Any) -> None:
+    """What a person found of a visit; it speaks instead of what they said of it before."""
+    await tx.execute(_ADD_ASSESSMENT, {**row, "labels": orjson.dumps(row["labels"]).decode()})
+
+
+# --- the glass --------------------------------------------------------------------------------
+
+_ADD_OVERRIDE = text(
+    "insert into override (id, person, tenant, patient, ground, why_key_id, why, at, ends,"
+    "  opened_by, basis, notice)"
+    " values (:id, :person, :tenant, :patient, :ground, :why_key_id, :why, :at, :ends,"
+    "  :opened_by, :basis, :notice)"
+)
+_OVERRIDE = text("select * from override where id = :id")
+_REVIEW_OVERRIDE = text(
+    "update override set reviewed = :now, reviewed_by = :by, verdict = :verdict,"
+    "  review = cast(:review as jsonb) where id = :id and reviewed is null returning id"
+)
+_TOLD_OF_OVERRIDE = text(
+    "update override set notice = 'done', notice_by = :by"
+    " where id = :id and notice = 'to-do' returning id"
+)
+_KEEP_DRAFT = text(
+    "insert into draft (person, page, key_id, box, at) values (:person, :page, :key_id, :box, :at)"
+    " on conflict (person, page) do update set key_id = excluded.key_id, box = excluded.box,"
+    "  at = excluded.at"
+)
+_TAKE_DRAFT = text(
+    "delete from draft where person = :person and page = :page returning key_id, box, at"
+)
+_FORGET_DRAFTS = text("delete from draft where at <= :before")
+
+
+async def add_override(tx: Tx, **row: Any) -> None:
+    await tx.execute(_ADD_OVERRIDE, row)
+
+
+async def override(tx: Tx, id_: UUID) -> Row[Any] | None:
+    return (await tx.execute(_OVERRIDE, {"id": id_})).first()
+
+
+async def review_override(tx: Tx, **row: Any) -> bool:
+    """What the privacy officer found; False if somebody had said so before."""
+    said = {**row, "review": orjson.dumps(row["review"]).decode()}
+    return (await tx.execute(_REVIEW_OVERRIDE, said)).first() is not None
+
+
+async def told_of_override(tx: Tx, id_: UUID, by: str) -> bool:
+    """The patient was told, by a person; False if there was nothing to tell, or it was done."""
+    return (await tx.execute(_TOLD_OF_OVERRIDE, {"id": id_, "by": by})).first() is not None
+
+
+async def keep_draft(tx: Tx, before: datetime, **row: Any) -> None:
+    """What somebody entered and could not send; what is older than `before` is forgotten."""
+    await tx.execute(_FORGET_DRAFTS, {"before": before})
+    await tx.execute(_KEEP_DRAFT, row)
+
+
+async def take_draft(tx: Tx, person: str, page: str) -> Row[Any] | None:
+    """It, which is then there no more."""
+    return (await tx.execute(_TAKE_DRAFT, {"person": person, "page": page})).first()
 
 
 # --- subscriptions and notifications ----------------------------------------------------------

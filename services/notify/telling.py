@@ -19,6 +19,7 @@ from services.notify.consent import (
     Directive,
     Directory,
     Hold,
+    Item,
     Permit,
     Policy,
     Profile,
@@ -44,6 +45,8 @@ class House:
     tokens: Tokens = field(repr=False)
     base: str
     """Public `[base]` of the clinics' door, without a slash at its end."""
+    invalid_holds: bool = True
+    """A Consent that is no valid R4 holds its patient's cards until a person has looked (CS-57)."""
     _kept: list[tuple[Region, Directory]] = field(default_factory=list, repr=False)
 
     def directory(self) -> Directory:
@@ -191,12 +194,14 @@ def birth_date(house: House, facts: Facts) -> date | None:
 
 
 def directives(house: House, facts: Facts, policy: Policy) -> list[Directive]:
-    """The patient's Consents, opened and read. One that does not open denies everything."""
+    """The patient's Consents, opened and read. One that does not open, or was refused as no
+    valid R4, denies everything.
+    """
     found = []
     for row in facts.consents:
         try:
             body = json.loads(house.seals.open(row.uid, "consent", *row.body))
-            read = reading.directive(body, policy.zone)
+            read = _unreadable(row.id) if row.refused else reading.directive(body, policy.zone)
         except (UnknownKeyError, SealBrokenError, ValueError):
             read = _unreadable(row.id)
         found.append(
@@ -278,6 +283,7 @@ def question(
     region = house.region()
     items = {item.id: item for news in facts.episodes for item in news.items}
     items |= {item.id: item for item in recount.items(standing)}
+    items = {name: _assessed(item, facts) for name, item in items.items()}
     return Request(
         at=at,
         patient=f"Patient/{facts.patient}",
@@ -290,6 +296,15 @@ def question(
         directory=house.directory(),
         met=lambda released: recount.is_met(standing, released, at),
     )
+
+
+def _assessed(item: Item, facts: Facts) -> Item:
+    """With the labels a person gave its visit, where the hospital gave none (CS-36)."""
+    visit = item.id if item.kind == "Encounter" else item.encounter
+    found = facts.assessed.get(visit or "")
+    if item.labels is not None or found is None:
+        return item
+    return replace(item, labels=consent.labelled(found, item.codes))
 
 
 def tell(

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from services.plumbing.identifiers import ALIASES
+from services.plumbing.identifiers import ALIASES, QUEBEC
 
 log = structlog.get_logger()
 
@@ -104,6 +104,8 @@ class Site(_Part):
     silent_after_hours: float = 2
     sensitive: bool = False
     """Shown only as "a hospital" below an explicit permit (CS-45)."""
+    override: bool = False
+    """Who breaks the glass sees this hospital's visits though no Consent permits it (CS-55)."""
     codes: Codes = Codes()
     part_of: Name | None = None
 
@@ -166,6 +168,12 @@ class ConsentDefaults(_Part):
     profile: Literal["core", "qc"] = "qc"
     optin_purposes: tuple[str, ...] = ("TREAT",)
     timezone: Zone = "America/Toronto"
+    tell_of_override: bool = False
+    """The patient is to be told when the glass was broken; a person does it (CS-55)."""
+
+
+def _quebec() -> dict[str, dict[Literal["fr", "en"], str]]:
+    return {QUEBEC: {"fr": "Carte d'assurance maladie (NAM)", "en": "Quebec health card (RAMQ)"}}
 
 
 FIVE_YEARS = 1827
@@ -196,6 +204,8 @@ class Region(_Part):
     consent: ConsentDefaults = ConsentDefaults()
     retention: Retention = Retention()
     identifier_aliases: dict[str, str] = Field(default_factory=dict)
+    cards: dict[str, dict[Literal["fr", "en"], str]] = Field(default_factory=_quebec)
+    """Systems of health cards by which people look somebody up, and their names."""
     policy: Path | None = None
     """A policy file, relative to the region file, or the name of a preset; unset: qc-default."""
 

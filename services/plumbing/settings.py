@@ -136,6 +136,11 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(default=60, gt=0)
     """How often screening looks for standings that change by time alone (CT-45)."""
     consent_invalid: Literal["hold", "reject"] = "hold"
+    """A Consent that is no valid R4 holds its patient's cards until a person has looked, or not."""
+    hold_alarm_hours: float = Field(default=24, gt=0)
+    """How long something may wait for a person before operations are alarmed (CS-36)."""
+    override_minutes: float = Field(default=60, gt=0)
+    """How long a patient stays open to who broke the glass (CS-55)."""
     fallback_phone: str = ""
     """Shown to nurses when the pages are away (NW-06)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -12,7 +12,7 @@ from base64 import urlsafe_b64encode
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal, NoReturn
 from urllib.parse import quote, urlencode, urlsplit
@@ -33,6 +33,7 @@ from services.plumbing.auth import (
     Kind,
     TokenError,
     check_claims,
+    read_claims,
 )
 from services.plumbing.clock import real_now
 from services.plumbing.db import Database, Tx
@@ -159,6 +160,8 @@ class Session:
     """When it ends unless something is done, real time."""
     ends: datetime
     """When it ends whatever is done, real time."""
+    authenticated: datetime | None = None
+    """When they last proved at the issuer who they are, real time; None: it does not say."""
 
 
 def local_path(path: str) -> str | None:
@@ -205,14 +208,18 @@ class SignIn:
     # To the issuer and back
 
     async def begin(self, request: Request) -> Response:
-        """Send the browser to the issuer; it comes back to the local path `to`."""
+        """Send the browser to the issuer; it comes back to the local path `to`.
+
+        `again`: the person must prove anew who they are, whoever is signed on there.
+        """
         to = local_path(request.query_params.get("to", "/"))
         if to is None:
             _refuse(Problem.RETURN_PATH)
         public = urlsplit(self._public)
         if public.hostname in LOOPBACK and request.url.netloc != public.netloc:
             # Its other name was typed; cookies are by host, and the way back names this one.
-            return _see(f"{self._public}/sign-in?to={quote(to, safe='')}")
+            again = "&again" if "again" in request.query_params else ""
+            return _see(f"{self._public}/sign-in?to={quote(to, safe='')}{again}")
         now = self._now()
         if not self._pace.allows(_address(request), now):
             _refuse(Problem.TOO_MANY)
@@ -244,6 +251,8 @@ class SignIn:
             "code_challenge": challenge(verifier),
             "code_challenge_method": "S256",
         }
+        if "again" in request.query_params:
+            asked |= {"prompt": "login", "max_age": "0"}
         response = _see(f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(asked)}")
         self._set(response, self._browser_cookie, browser, SIGN_IN_LASTS)
         return response
@@ -430,6 +439,7 @@ class SignIn:
             csrf=csrf_token(secret),
             idle_until=min(seen + self._idle, ends),
             ends=ends,
+            authenticated=authenticated(row.id_token),
         )
 
     async def check_act(self, request: Request, session: Session) -> None:
@@ -503,6 +513,20 @@ def challenge(verifier: str) -> str:
     return urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
 
 
+def authenticated(id_token: str) -> datetime | None:
+    """`auth_time` of an ID token that was verified when the session began."""
+    try:
+        said = read_claims(id_token).get("auth_time")
+    except TokenError:
+        return None
+    if isinstance(said, bool) or not isinstance(said, int | float):
+        return None
+    try:
+        return datetime.fromtimestamp(said, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
 def csrf_token(secret: str) -> str:
     """Of a session: derived from what only its browser holds, and does not give it away."""
     return urlsafe_b64encode(hashlib.sha256(b"csrf " + secret.encode()).digest()).decode()
@@ -559,7 +583,7 @@ _OPEN = text(
     "insert into session (id, person, asserted, id_token, begun, seen)"
     " values (:id, :person, :asserted, :id_token, :now, :now)"
 )
-_FIND = text("select person, asserted, begun, seen from session where id = :id")
+_FIND = text("select person, asserted, id_token, begun, seen from session where id = :id")
 _SEE = text("update session set seen = :now where id = :id and seen < :now")
 _CLOSE = text("delete from session where id = :id returning id_token")
 _FORGET_SESSIONS = text("delete from session where seen <= :idle or begun <= :absolute")

@@ -47,6 +47,9 @@ GaugeName = Literal[
     "notify_unroutable",
     # By kind: items a person must look at.
     "waiting_for_a_person",
+    # By reason: those of them that wait longer than PASSERELLE_HOLD_ALARM_HOURS. Any: somebody's
+    # cards are held back and nobody has looked at why.
+    "waiting_too_long",
 ]
 HistogramName = Literal[
     # By service, seconds: time to answer a request.

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
+import httpx
 import orjson
 import structlog
 
@@ -54,12 +55,21 @@ async def record_consents(door: Door, consents: Sequence[tuple[datetime, Json]])
 async def _one_by_one(door: Door, consents: Sequence[Json]) -> None:
     for consent in consents:
         door.tally.sent += 1
-        response = await door.send("PUT", f"fhir/Consent/{consent['id']}", orjson.dumps(consent))
+        response = await _put(door, f"fhir/Consent/{consent['id']}", orjson.dumps(consent))
         if response.is_success:
             door.tally.accepted += 1
             continue
         door.tally.refused += 1
         structlog.get_logger().warning("simulator.consent_refused", status=response.status_code)
+
+
+async def _put(door: Door, path: str, body: bytes) -> httpx.Response:
+    """Make it; or, told that a version is there, change that one (CA-21)."""
+    response = await door.send("PUT", path, body)
+    if response.status_code != 400:
+        return response
+    known = await door.send("GET", path)
+    return await door.send("PUT", path, body, If_Match=known.headers.get("ETag", ""))
 
 
 @dataclass(frozen=True, slots=True)

@@ -311,6 +311,9 @@ NOTIFY = {
     ("GET", "/fhir/Consent/{id_}/_history/{version}"): clinics_write(
         "/fhir/Consent/{consent}/_history/1", "404", hospitals="404 404"
     ),
+    ("GET", "/fhir/Consent/{id_}/_history"): clinics_write(
+        "/fhir/Consent/{consent}/_history", "404", hospitals="404 404"
+    ),
     ("POST", "/fhir/Subscription"): clinics_write("/fhir/Subscription", IN),
     ("PUT", "/fhir/Subscription/{id_}"): clinics_write(
         "/fhir/Subscription/{subscription}", "404", body=CHANGED

@@ -222,7 +222,8 @@ async def test_a_consent_makes_the_task_and_its_withdrawal_leaves_the_stub(
     assert task["status"] == "requested"
     id_ = given.json()["id"]
     withdrawn = {**consent(p, PERMIT_A, status="inactive"), "id": id_}
-    answer = await hospital.put(f"/fhir/Consent/{id_}", json=withdrawn, headers=FHIR)
+    seen = {**FHIR, "If-Match": given.headers["ETag"]}
+    answer = await hospital.put(f"/fhir/Consent/{id_}", json=withdrawn, headers=seen)
     assert (answer.status_code, answer.json()["meta"]["versionId"]) == (200, "2")
     (stub,) = await tasks(emr)
     assert "for" not in stub
