@@ -64,16 +64,19 @@ def wanted(decisions: Iterable[Decision], on_file: Iterable[Filed]) -> list[Want
 
     `decisions` are those about clinics that would be told. A Consent that cannot be computed is
     somebody's to look at whether or not anything is on hold for it yet (CS-57); so is a conflict
-    (CS-31). What else an item of a permitted card lacks keeps that item back and opens nothing.
+    (CS-31), unless with one that cannot be computed: that one is put right first. What else an
+    item of a permitted card lacks keeps that item back and opens nothing.
     """
     found: dict[Why, set[str]] = {}
     for filed in on_file:
         why = _wrong_with(filed)
         if why is not None:
             found.setdefault(why, set()).add(filed.directive.name)
+    wrong = frozenset().union(*found.values())
     for decision in decisions:
         for why, basis in _doubts(decision):
-            found.setdefault(why, set()).update(basis)
+            if why is not Why.CONFLICT or not basis & wrong:
+                found.setdefault(why, set()).update(basis)
     return [Wanted(why, frozenset(found[why])) for why in sorted(found)]
 
 
