@@ -115,6 +115,8 @@ class EncounterRecorded(Event):
     recorded: AwareDatetime
     """When ingest committed this version (business clock)."""
     backfill: bool = False
+    restated: UUID | None = None
+    """The rebuild that states it again from ingest's store (counting.md section 9); None: news."""
 
     @property
     def subject(self) -> UUID:

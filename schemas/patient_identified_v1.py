@@ -43,6 +43,8 @@ class PatientIdentified(Event):
     sites: tuple[Site, ...] = ()
     """Sites that know the patient."""
     recorded: AwareDatetime
+    restated: UUID | None = None
+    """The rebuild that states it again from ingest's store (counting.md section 9); None: news."""
 
     @property
     def subject(self) -> UUID:

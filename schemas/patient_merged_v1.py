@@ -19,6 +19,8 @@ class PatientMerged(Event):
     version: int = Field(ge=1)
     """Counts merges and unmerges of the retired key; the highest speaks."""
     recorded: AwareDatetime
+    restated: UUID | None = None
+    """The rebuild that states it again from ingest's store (counting.md section 9); None: news."""
 
     @property
     def subject(self) -> UUID:
@@ -35,6 +37,8 @@ class PatientUnmerged(Event):
     retired: UUID
     version: int = Field(ge=1)
     recorded: AwareDatetime
+    restated: UUID | None = None
+    """The rebuild that states it again from ingest's store (counting.md section 9); None: news."""
 
     @property
     def subject(self) -> UUID:

@@ -104,6 +104,7 @@ _COUNTS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "version": [_column("seals", "key_id", "version", "key_id is not null")],
         "refused": [_column("seals", "key_id", "refused", "body is not null")],
         "patient": [_map("patient", "fields", "'k'")],
+        "patient_version": [_map("patient_version", "fields", "'k'")],
     },
     "screening": {},
     "notify": {
@@ -283,6 +284,7 @@ _SEALED: Mapping[str, Sequence[_Sealed]] = {
         _Sealed("version", "key, version", ("key_id", "body", "context"), _version),
         _Sealed("refused", "id", ("digest", "key_id", "body"), _refused),
         _Sealed("patient", "key", ("fields",), _fields),
+        _Sealed("patient_version", "key, version", ("fields",), _fields),
     ),
     "notify": (
         _Sealed("patient", "key", ("demographics",), _demographics),

@@ -2,13 +2,13 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 from fastapi import FastAPI
 
-from services.ingest import waiting
+from services.ingest import restating, waiting
 from services.ingest.api import add_door
 from services.ingest.flow import Heard, House, Keys
 from services.plumbing import audit, carriers, chain, process, settings, telemetry
@@ -18,7 +18,7 @@ from services.plumbing.db import Database
 from services.plumbing.process import Background
 from services.plumbing.region import RegionError, RegionFile
 from services.plumbing.sealing import Seals, Tokens
-from services.plumbing.settings import IngestSettings, SettingsError
+from services.plumbing.settings import IngestSettings, Settings, SettingsError
 from services.plumbing.web import make_app
 
 PORT = 8001
@@ -88,6 +88,18 @@ async def replay(
     finally:
         await house.db.close()
         await house.authority.http.aclose()
+
+
+async def restate(said: Settings, by: str) -> AsyncIterator[str]:
+    """`passerelle rebuild screening --from ingest`: a line a step, of how far it has come."""
+    if said.database_url is None:
+        raise SettingsError("PASSERELLE_DATABASE_URL: is not set (that of ingest)")
+    db = Database(said.database_url.get_secret_value(), "ingest", pool=2)
+    try:
+        async for at in restating.restate(db, Clock(said.clock).now, by):
+            yield f"{at.persons} persons, {at.links} links, {at.encounters} encounters"
+    finally:
+        await db.close()
 
 
 async def run(said: IngestSettings) -> int:

@@ -377,8 +377,8 @@ async def _round(tx: Tx, items: Sequence[Item], door: Door) -> list[Item]:
     await store.settle(tx, people.changed(), people.links, door.now)
     facts = batch.facts()
     touched = [record for record in batch.records.values() if record.touched]
-    await store.keep(tx, door.site, door.client, touched, batch.versions)
-    await store.release(tx, batch.released)
+    await store.keep(tx, door.site, door.client, touched, batch.versions, door.now)
+    await store.release(tx, touched, batch.released, door.now)
     await store.note(tx, door.site, batch.oddities, door.now)
     await append(tx, [*people.events(), *facts], door.now)
     _measure(door, batch)
@@ -990,7 +990,9 @@ class _Batch:
                 continue
             record.stated = stated
             record.fact_version += 1
-            news.append(_event(record, fact, self.door))
+            news.append(
+                statement(record.key, record.fact_version, self.door.site, fact, self.door.now)
+            )
         return news
 
 
@@ -1014,13 +1016,21 @@ def _digest(fact: Fact) -> str:
 _STATED = tuple(one.name for one in fields(Fact) if one.name != "event_time")
 
 
-def _event(record: Record, fact: Fact, door: Door) -> EncounterRecorded:
+def statement(
+    encounter: UUID,
+    version: int,
+    site: str,
+    fact: Fact,
+    recorded: datetime,
+    restated: UUID | None = None,
+) -> EncounterRecorded:
+    """The event that states `fact`; `restated`: for the rebuild of this id."""
     assert fact.patient is not None
     return EncounterRecorded(
         patient=fact.patient,
-        encounter=record.key,
-        version=record.fact_version,
-        site=door.site,
+        encounter=encounter,
+        version=version,
+        site=site,
         status=events.Status(fact.status),
         classes=tuple(
             ClassSince(code=events.EncounterClass(code), since=since)
@@ -1041,8 +1051,9 @@ def _event(record: Record, fact: Fact, door: Door) -> EncounterRecorded:
         time_is_ambiguous=fact.time_is_ambiguous,
         start_is_assumed=fact.start_is_assumed,
         event_time=fact.event_time,
-        recorded=door.now,
+        recorded=recorded,
         backfill=fact.backfill,
+        restated=restated,
     )
 
 

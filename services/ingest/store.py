@@ -19,7 +19,11 @@ from services.ingest.tables import (
     Oddity,
     Record,
     RefusedRow,
+    Restatement,
     Seen,
+    StatedEncounter,
+    StatedLink,
+    StatedPerson,
     Version,
     message_of,
     said,
@@ -159,6 +163,7 @@ async def settle(tx: Tx, people: Sequence[Person], links: Sequence[Link], at: da
             "link_version": person.link_version,
             "apart": person.apart,
             "digests": person.taken,
+            "recorded": at,
         }
         for person in people
     ]
@@ -177,6 +182,7 @@ async def keep(
     client: str,
     touched: Sequence[Record],
     versions: Sequence[Version],
+    now: datetime,
 ) -> None:
     """Write the records that changed and the versions that came."""
     if not touched and not versions:
@@ -200,6 +206,7 @@ async def keep(
         }
         for one in touched
     ]
+    facts = {one.key: one.fact_version for one in touched}
     new = [
         {
             "key": one.key,
@@ -218,6 +225,7 @@ async def keep(
             "due": one.due,
             "detail": one.detail,
             "waits_for": one.waits_for,
+            **_settled(one, facts, now),
         }
         for one in versions
     ]
@@ -225,18 +233,28 @@ async def keep(
     await tx.execute(_KEEP, params)
 
 
+def _settled(one: Version, facts: Mapping[UUID, int], now: datetime) -> dict[str, Any]:
+    """Since when its fact says what it says, once it is not held any more."""
+    if one.said is None:
+        return {"fact": None, "settled": None}
+    return {"fact": facts[one.key], "settled": now}
+
+
 _RELEASE = text(
     "update version v set said = n.said, hold = n.hold, due = n.due, detail = n.detail,"
-    "   waits_for = n.waits_for"
+    "   waits_for = n.waits_for, fact = n.fact, settled = n.settled"
     " from jsonb_to_recordset(cast(:versions as jsonb)) as n (key uuid, version int, said jsonb,"
-    "   hold text, due timestamptz, detail text, waits_for uuid)"
+    "   hold text, due timestamptz, detail text, waits_for uuid, fact int, settled timestamptz)"
     " where v.key = n.key and v.version = n.version and v.key = any(:keys)"
 ).bindparams(bindparam("keys", type_=ARRAY(Uuid)))
 
 
-async def release(tx: Tx, versions: Sequence[Version]) -> None:
+async def release(
+    tx: Tx, touched: Sequence[Record], versions: Sequence[Version], now: datetime
+) -> None:
     """Write what became of versions that were held."""
     if versions:
+        facts = {one.key: one.fact_version for one in touched}
         rows = [
             {
                 "key": one.key,
@@ -246,6 +264,7 @@ async def release(tx: Tx, versions: Sequence[Version]) -> None:
                 "due": one.due,
                 "detail": one.detail,
                 "waits_for": one.waits_for,
+                **_settled(one, facts, now),
             }
             for one in versions
         ]
@@ -584,3 +603,118 @@ async def heard(tx: Tx, site: str, last_event: datetime, at: datetime) -> dateti
 
 def _json(rows: Sequence[Mapping[str, Any]]) -> str:
     return orjson.dumps(rows, default=str).decode()
+
+
+# Stating again (counting.md section 9)
+
+_UNDER_WAY = text("select * from restatement where stage <> 'ended' for update")
+_BEGIN = text(
+    "insert into restatement (id, asked_by, begun) values (:id, :by, :now) on conflict do nothing"
+).bindparams(bindparam("id", type_=Uuid))
+_MOVE = text(
+    "update restatement set stage = :stage, after = :after, persons = persons + :persons,"
+    "   links = links + :links, encounters = encounters + :encounters, ended = :ended"
+    " where id = :id returning *"
+).bindparams(
+    bindparam("id", type_=Uuid),
+    bindparam("after", type_=Uuid),
+    bindparam("ended", type_=DateTime(timezone=True)),
+)
+
+
+async def begin_restatement(tx: Tx, id_: UUID, by: str, now: datetime) -> None:
+    """Begin to state everything again, unless that is under way."""
+    await tx.execute(_BEGIN, {"id": id_, "by": by, "now": now})
+
+
+async def restatement(tx: Tx) -> Restatement | None:
+    """The one under way, held until the commit."""
+    row = (await tx.execute(_UNDER_WAY)).one_or_none()
+    return None if row is None else Restatement(**row._mapping)  # noqa: SLF001
+
+
+async def restated(
+    tx: Tx,
+    id_: UUID,
+    stage: str,
+    after: UUID,
+    more: Mapping[str, int],
+    ended: datetime | None = None,
+) -> Restatement:
+    """Note how far it has come; `more`: events that it has stated, by stage."""
+    params = {
+        "id": id_,
+        "stage": stage,
+        "after": after,
+        **{name: more.get(name, 0) for name in ("persons", "links", "encounters")},
+        "ended": ended,
+    }
+    row = (await tx.execute(_MOVE, params)).one()
+    return Restatement(**row._mapping)  # noqa: SLF001
+
+
+_ALL_HEARD = text("select site, last_event, at from heard order by site")
+
+
+async def all_heard(tx: Tx) -> list[tuple[str, datetime, datetime]]:
+    """Each site, event time of its newest message, when that was told."""
+    return [(row.site, row.last_event, row.at) for row in await tx.execute(_ALL_HEARD)]
+
+
+_STATED_PERSONS = text(
+    """
+    with page as (
+      select key, version, fields, sites, attributed from patient
+      where key > :after and version > 0 order by key limit :most
+    )
+    select v.key, v.version, v.recorded, v.version = p.version as is_newest,
+      case when v.version = p.version then p.fields else v.fields end as fields,
+      p.sites, p.attributed,
+      coalesce((
+        select jsonb_agg(jsonb_build_object('key_id', t.key_id, 'digest', t.digest)
+                         order by t.digest)
+        from token t where t.patient = p.key and v.version = p.version), '[]') as tokens
+    from page p join patient_version v on v.key = p.key order by v.key, v.version
+    """
+).bindparams(bindparam("after", type_=Uuid))
+_STATED_LINKS = text(
+    """
+    with page as (
+      select distinct retired from link where retired > :after order by retired limit :most
+    )
+    select l.retired, l.version, l.surviving, l.merged, l.at
+    from page join link l using (retired) order by l.retired, l.version
+    """
+).bindparams(bindparam("after", type_=Uuid))
+_STATED_ENCOUNTERS = text(
+    """
+    with page as (
+      select key, site, fact_version from resource
+      where kind = 'Encounter' and fact_version > 0 and key > :after order by key limit :most
+    )
+    select p.key, p.site, p.fact_version, v.said, v.fact, v.settled
+    from page p join version v on v.key = p.key
+    where v.said is not null order by p.key, v.version
+    """
+).bindparams(bindparam("after", type_=Uuid))
+
+
+async def stated_persons(tx: Tx, after: UUID, most: int) -> list[StatedPerson]:
+    """Every version of the next `most` patients in the order of their keys."""
+    rows = await tx.execute(_STATED_PERSONS, {"after": after, "most": most})
+    return [StatedPerson(**row._mapping) for row in rows]  # noqa: SLF001
+
+
+async def stated_links(tx: Tx, after: UUID, most: int) -> list[StatedLink]:
+    """Every merge and unmerge of the next `most` retired keys."""
+    rows = await tx.execute(_STATED_LINKS, {"after": after, "most": most})
+    return [StatedLink(**row._mapping) for row in rows]  # noqa: SLF001
+
+
+async def stated_encounters(tx: Tx, after: UUID, most: int) -> list[StatedEncounter]:
+    """The next `most` encounters that were ever stated, with all that their messages say."""
+    found: dict[UUID, StatedEncounter] = {}
+    for row in await tx.execute(_STATED_ENCOUNTERS, {"after": after, "most": most}):
+        one = found.setdefault(row.key, StatedEncounter(row.key, row.site, row.fact_version, []))
+        one.messages.append((row.fact, row.settled, message_of(row.said)))
+    return list(found.values())

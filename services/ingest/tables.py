@@ -1,6 +1,6 @@
 """Rows as values: what the tables of migrations/0001_ingest.sql hold, as flow and store pass it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
@@ -119,6 +119,58 @@ class Seen:
     digest: str
     status: int = 0
     answer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Restatement:
+    """How far stating everything again has come."""
+
+    id: UUID
+    asked_by: str
+    begun: datetime
+    stage: str
+    after: UUID
+    """Key of the last one stated in this stage."""
+    persons: int
+    links: int
+    encounters: int
+    ended: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class StatedPerson:
+    """A version of a patient as it was stated; all of it if it is the newest."""
+
+    key: UUID
+    version: int
+    recorded: datetime
+    is_newest: bool
+    fields: Mapping[str, Any] = field(repr=False)
+    sites: Sequence[str]
+    attributed: Sequence[str]
+    tokens: Sequence[Mapping[str, str]] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StatedLink:
+    """A merge or unmerge as it was stated."""
+
+    retired: UUID
+    version: int
+    surviving: UUID
+    merged: bool
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StatedEncounter:
+    """An encounter that was stated, and what made its facts."""
+
+    key: UUID
+    site: str
+    fact_version: int
+    messages: list[tuple[int, datetime, Message]]
+    """Number of the newest fact once it was taken in, when that was, what it says."""
 
 
 @dataclass(frozen=True, slots=True)
