@@ -3,14 +3,18 @@
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
+from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 from uuid import UUID
 
+import orjson
 import typer
 from rich.console import Console
 
 from services.cli import (
+    account,
     auditing,
     authority,
     demo,
@@ -20,6 +24,7 @@ from services.cli import (
     purging,
     rekeying,
     tokens,
+    whatif,
 )
 from services.plumbing.migrate import MigrationError
 from services.plumbing.region import RegionError
@@ -63,6 +68,7 @@ def run(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         MigrationError,
         RegionError,
         tokens.TokenError,
+        whatif.WhatIfError,
     ) as error:
         fail(error)
     except KeyboardInterrupt:
@@ -192,16 +198,82 @@ def consent_decide(
     raise typer.Exit(operations.consent_decide(lines=lines))
 
 
+@app.command("what-if")
+def what_if(
+    policy: Annotated[
+        str, typer.Argument(help="name@version, a preset's name, or a policy file (.yaml).")
+    ],
+    against: Annotated[
+        str, typer.Option(help="What to compare with: as POLICY, `live`, or `none`.")
+    ] = "live",
+    first: Annotated[
+        datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="First day.")
+    ] = None,
+    last: Annotated[
+        datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it, as data.")] = False,
+    language: Annotated[account.Language, typer.Option("--language", "-l")] = (
+        account.Language.FRENCH
+    ),
+    as_: Annotated[
+        str, typer.Option("--as", help="A client of the running `up` or `demo`.")
+    ] = "ops-client",
+    url: Annotated[
+        str | None, typer.Option(help="Screening elsewhere; needs --token-file.")
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="Holds an access token for it.")] = None,
+    data_dir: DataDir = None,
+    port: Port = house.PORT,
+) -> None:
+    """Say what a policy would have listed over a period, beside the live one. Sends nothing.
+
+    Default period: the 365 days up to yesterday.
+    """
+    days = [day and day.date() for day in (first, last)]
+
+    async def told() -> Any:
+        door = await operations.screening_door(url, token_file, data_dir, port, as_)
+        with terminal.status("0 %") as status:
+            asked = (policy, against, days[0], days[1])
+            return await whatif.answered(door, asked, lambda done: status.update(f"{done} %"))
+
+    found = run(told)
+    typer.echo(
+        orjson.dumps(found, option=orjson.OPT_INDENT_2).decode()
+        if as_json
+        else whatif.written(found, language).rstrip("\n")
+    )
+
+
+class Source(StrEnum):
+    LOG = "log"
+    INGEST = "ingest"
+
+
 @app.command()
 def rebuild(
     service: Annotated[str, typer.Argument(help="screening or notify.")],
+    source: Annotated[
+        Source,
+        typer.Option(
+            "--from", help="The log, as far as it reaches back; or, for screening, ingest's store."
+        ),
+    ] = Source.LOG,
+    by: Annotated[str, typer.Option(help="Who asks, for the record.")] = "operations",
 ) -> None:
-    """Have a service read again all that the log still holds.
+    """Have a service take in again all that the log still holds, or all that ingest ever kept.
 
-    Safe at any time: it ignores what it knows. Uses PASSERELLE_DATABASE_URL of that service.
+    Safe at any time, beside the live work: it ignores what it knows and announces only what is
+    really different. From the log it uses PASSERELLE_DATABASE_URL of that service, from ingest
+    that of ingest. Broken off, the latter goes on where it was when it is run again.
     """
-    for line in run(lambda: operations.rebuild(service)):
-        typer.echo(line)
+
+    async def told() -> None:
+        async for line in operations.rebuild(service, source, by):
+            typer.echo(line)
+
+    run(told)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import NoReturn
 from uuid import UUID
 
 from schemas.generate import events
-from services.cli import house
+from services.cli import house, tokens, whatif
 from services.plumbing import kafka, settings
 from services.plumbing import migrate as migrations
 from services.plumbing.clock import Clock
@@ -90,15 +90,41 @@ async def replay(
     ] or ["Nothing waits."]
 
 
-async def rebuild(service: str) -> list[str]:
-    """Have a service read the log again from its beginning."""
+async def rebuild(service: str, source: str, by: str) -> AsyncIterator[str]:
+    """Have a service take in again all that the log holds; or screening, all of ingest's store."""
     if service not in ("screening", "notify"):
         raise SettingsError(f"{service}: screening or notify reads the log")
+    if source == "ingest":
+        if service != "screening":
+            raise SettingsError("--from ingest: of facts, which are screening's alone")
+        from services.ingest.__main__ import restate  # noqa: PLC0415 - as above
+
+        async for line in restate(settings.read(Settings), by):
+            yield line
+        yield "All is stated again. Screening counts everybody anew when it has read it."
+        return
     async with _database(service) as db:
         sources = await reread(db)
-    if not sources:
-        return [f"{service} has read nothing yet."]
-    return [f"{service} reads again all that the log holds of {', '.join(sources)}."]
+    if sources:
+        yield f"{service} reads again all that the log holds of {', '.join(sources)}."
+    else:
+        yield f"{service} has read nothing yet."
+
+
+async def screening_door(
+    url: str | None, token_file: Path | None, data_dir: Path | None, port: int, client: str
+) -> whatif.Door:
+    """Screening at `url`, with the token of a file; else that of the running `up` or `demo`."""
+    if (url is None) != (token_file is None):
+        raise SettingsError("--url and --token-file: both or neither")
+    if url is not None and token_file is not None:
+        try:
+            return whatif.Door(url, token_file.read_text().strip())
+        except OSError as error:
+            raise SettingsError(f"{token_file}: {error.strerror}") from None
+    issuer = f"http://{house.LOOPBACK}:{port}"
+    token = await tokens.access_token(data_dir_of(data_dir, issuer), issuer, client)
+    return whatif.Door(f"http://{house.LOOPBACK}:{port + 2}", token)
 
 
 def simulate(

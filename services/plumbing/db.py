@@ -76,6 +76,22 @@ class Database:
         return self._transaction("sealer", "", "")
 
     @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Tx]:
+        """One transaction that reads all rows of the service as they were when it began.
+
+        It writes nothing and so has no number: however long it lasts, it locks nobody out and
+        holds no reader of the log back (ST-01).
+        """
+        async with self.engine.connect() as connection:
+            tx = await connection.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
+            async with tx.begin():
+                role = f"passerelle_{self.service}_worker"
+                await tx.execute(_ENTER, {"role": role, "tenant": "", "as_role": ""})
+                yield tx
+
+    @asynccontextmanager
     async def _transaction(self, kind: str, tenant: str, as_role: str) -> AsyncIterator[Tx]:
         async with self.engine.begin() as tx:
             tx.info.pop(APPENDED, None)

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from schemas.encounter_recorded_v1 import EncounterRecorded
 from schemas.patient_identified_v1 import PatientIdentified
 from schemas.patient_merged_v1 import PatientMerged, PatientUnmerged
+from schemas.restatement_ended_v1 import RestatementEnded
 from schemas.site_heard_v1 import SiteHeard
 from services.plumbing import audit, carriers, chain, process, settings, telemetry
 from services.plumbing.auth import Auth, Authority, authority_client, guard
@@ -25,11 +26,12 @@ from services.plumbing.region import Region, RegionError, RegionFile
 from services.plumbing.sealing import Seals
 from services.plumbing.settings import ScreeningSettings, SettingsError
 from services.plumbing.web import make_app
-from services.screening import flow, policy, presets, registry
+from services.screening import backtesting, flow, policy, presets, registry
 from services.screening.api import House, add_door
 from services.screening.policy import Policy, PolicyRefused
 from services.screening.rulebook import add_policies
 from services.screening.telling import KnownSite
+from services.screening.whatif import add_backtests
 
 PORT = 8002
 
@@ -39,6 +41,7 @@ READS = [
     on(PatientMerged, flow.on_patients_merged),
     on(PatientUnmerged, flow.on_patients_unmerged),
     on(EncounterRecorded, flow.on_encounters_recorded),
+    on(RestatementEnded, flow.on_restatement_ended),
 ]
 
 
@@ -79,14 +82,19 @@ def build(said: ScreeningSettings) -> Built:
     house = House(db, clock.now, rule, sites, cursor_key)
     add_door(app, house)
     add_policies(app, house)
+    add_backtests(app, house)
     reader = Reader(db, READS, turn, carriers.reading(said, db), clock)
 
     async def sweeping(stop: asyncio.Event) -> None:
         await flow.sweeping(db, lambda tx: turn(tx, clock.now()), said.sweep_seconds, stop)
 
+    async def backtests(stop: asyncio.Event) -> None:
+        await backtesting.running(db, clock.now, stop)
+
     background = [
         reader.run,
         sweeping,
+        backtests,
         *chain.sealing(said, db),
         *carriers.relaying(said, db),
     ]

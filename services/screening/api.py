@@ -135,8 +135,8 @@ def add_door(app: FastAPI, house: House) -> None:
         if then.as_of > then.known_at:
             raise Rejection("value", "as_of must not be after known_at.", "as_of", status=422)
         async with house.db.request(REGION, role(who)) as tx:
-            rule = await _rule(tx, query.policy, known_at, house)
-            body = await explained(tx, key, then, rule, house)
+            asked = await rule(tx, query.policy, known_at, house)
+            body = await explained(tx, key, then, asked, house)
             trail = Trail.of(request, who, now, tenant=REGION)
             await audit.record(tx, [trail.read(f"patients/{key}/flag", key)])
         return _json(body)
@@ -217,7 +217,7 @@ async def explained(tx: Tx, key: UUID, then: Then, rule: Policy, house: House) -
     return body if who == key else body | {"retired": str(key)}
 
 
-async def _rule(tx: Tx, named: str | None, known_at: datetime, house: House) -> Policy:
+async def rule(tx: Tx, named: str | None, known_at: datetime, house: House) -> Policy:
     """The policy asked for, as `name@version`; else the one that was live."""
     if named is None:
         return await registry.live_at(tx, known_at) or house.policy

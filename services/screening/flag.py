@@ -453,6 +453,8 @@ class Touch(StrEnum):
     PERSON = "person"
     TIME = "time"
     POLICY = "policy"
+    RESTATED = "restated"
+    """A rebuild found the record to be otherwise: never announced aloud."""
 
 
 _PLAIN = {
@@ -482,7 +484,8 @@ def cause(touch: Touch, before: Announced, after: Standing) -> Cause:
         before.ed_visits + before.hospital_episodes > after.ed_visits + after.hospital_episodes
     ):
         return Cause.CORRECTION
-    return Cause.BACKFILL if touch is Touch.BACKFILL else Cause.EVENT
+    late = touch in (Touch.BACKFILL, Touch.RESTATED)
+    return Cause.BACKFILL if late else Cause.EVENT
 
 
 _OF_TIME = (Cause.ELIGIBILITY, Cause.HOLD_END)

@@ -1,7 +1,8 @@
 """The story of screening: encounters arrive, patients are counted again, flags may change.
 
 Each handler holds the patients a batch can touch, keeps what it brought, and looks at them
-again. Nothing here commits or catches: the transaction is the reader's.
+again. What a rebuild states again comes after the news of the same batch, or it would no longer
+be news. Nothing here commits or catches: the transaction is the reader's.
 """
 
 import asyncio
@@ -20,13 +21,24 @@ from schemas.flag_changed_v1 import FlagChanged
 from schemas.flag_changed_v1 import Notice as ToldNotice
 from schemas.patient_identified_v1 import PatientIdentified
 from schemas.patient_merged_v1 import PatientMerged, PatientUnmerged
+from schemas.restatement_ended_v1 import RestatementEnded
 from schemas.site_heard_v1 import SiteHeard
 from services.plumbing import telemetry
 from services.plumbing.db import Database, Tx, is_passing, sqlstate
 from services.plumbing.eventlog import Turn as LogTurn
 from services.plumbing.eventlog import append
 from services.plumbing.sealing import Seals
-from services.screening import episodes, flag, presence, reading, registry, store, telling, why
+from services.screening import (
+    episodes,
+    flag,
+    presence,
+    reading,
+    rebuilding,
+    registry,
+    store,
+    telling,
+    why,
+)
 from services.screening.episodes import Care
 from services.screening.flag import Announced, Cause, Notice, Standing, State, Touch
 from services.screening.ledger import History, Ledger, Link, Person, gather, survivor
@@ -68,32 +80,34 @@ class Brought:
 async def on_encounters_recorded(batch: Sequence[EncounterRecorded], turn: Turn) -> None:
     """Keep every version, the newest speaks; then look at the patients again."""
     family = await hold([e.patient for e in batch], turn, [e.encounter for e in batch])
-    kept = await store.keep(turn.tx, batch, turn.now)
+    kept = await store.keep(turn.tx, rebuilding.news(batch), turn.now)
     owners = {owner for one in kept for owner in one.owners}
     if not owners <= family.keys:
         family = await hold(family.keys | owners, turn)
     await reconsider(family, brought(kept, family), turn)
+    await rebuilding.encounters(turn.tx, rebuilding.again(batch), turn.now)
 
 
 async def on_patients_identified(batch: Sequence[PatientIdentified], turn: Turn) -> None:
     """Keep birth date and death; what waited for a person to be known is counted now."""
     family = await hold([e.patient for e in batch], turn)
-    known = await store.identify(turn.tx, [opened(e, turn.seals) for e in batch], turn.now)
-    received = {e.patient: e.recorded for e in batch}
+    first = rebuilding.news(batch)
+    known = await store.identify(turn.tx, [opened(e, turn.seals) for e in first], turn.now)
+    received = {e.patient: e.recorded for e in first}
     news = {survivor(k, family.into): Brought(Touch.PERSON, received[k]) for k in known}
     await reconsider(family, news, turn)
+    again = rebuilding.again(batch)
+    await rebuilding.persons(turn.tx, again, [opened(e, turn.seals) for e in again], turn.now)
 
 
 async def on_patients_merged(batch: Sequence[PatientMerged], turn: Turn) -> None:
     """A link on top of the facts (CT-01): the survivor counts all, the retired key is closed."""
-    links = [Link(e.retired, e.surviving, e.version, True, e.recorded) for e in batch]
-    await relink(links, Touch.MERGED, turn)
+    await relink(batch, Touch.MERGED, turn)
 
 
 async def on_patients_unmerged(batch: Sequence[PatientUnmerged], turn: Turn) -> None:
     """The link is undone; each key counts its own again."""
-    links = [Link(e.retired, e.surviving, e.version, False, e.recorded) for e in batch]
-    await relink(links, Touch.UNMERGED, turn)
+    await relink(batch, Touch.UNMERGED, turn)
 
 
 async def on_sites_heard(batch: Sequence[SiteHeard], turn: Turn) -> None:
@@ -101,10 +115,17 @@ async def on_sites_heard(batch: Sequence[SiteHeard], turn: Turn) -> None:
     await store.hear(turn.tx, [(e.site, e.last_event, e.heard) for e in batch])
 
 
-async def relink(links: Sequence[Link], touch: Touch, turn: Turn) -> None:
+async def on_restatement_ended(batch: Sequence[RestatementEnded], turn: Turn) -> None:
+    """A rebuild is complete once all of it has come; then everybody is counted again."""
+    await rebuilding.ended(turn.tx, batch, turn.now)
+
+
+async def relink(
+    batch: Sequence[PatientMerged | PatientUnmerged], touch: Touch, turn: Turn
+) -> None:
     """Who is one person has changed: both sides are counted again."""
-    keys = {key for link in links for key in (link.surviving, link.retired)}
-    before = await hold(keys, turn)
+    before = await hold({key for e in batch for key in (e.surviving, e.retired)}, turn)
+    links = [linked(e) for e in rebuilding.news(batch)]
     newer = set(await store.link(turn.tx, links, turn.now))
     family = await hold(before.keys, turn)
     touched = {
@@ -115,6 +136,8 @@ async def relink(links: Sequence[Link], touch: Touch, turn: Turn) -> None:
     }
     news = {survivor(key, family.into): told for key, told in touched.items()}
     await reconsider(family, touched | news, turn)
+    again = rebuilding.again(batch)
+    await rebuilding.links(turn.tx, again, [linked(e) for e in again], turn.now)
 
 
 async def hold(keys: Collection[UUID], turn: Turn, encounters: Collection[UUID] = ()) -> Family:
@@ -308,6 +331,8 @@ def look(row: Row, ledger: Ledger, news: Brought, turn: Turn) -> Look:
     reasons = why.explain(ledger.facts, standing.judged, turn.policy, turn.now)
     if news.touch is Touch.TIME and row.policy not in (None, turn.policy.sha256):
         news = replace(news, touch=Touch.POLICY)
+    elif news.touch is Touch.TIME and row.restated:
+        news = replace(news, touch=Touch.RESTATED)
     return Look(
         row=row,
         brought=news,
@@ -388,7 +413,8 @@ def changed_flag(
     row, standing, news = seen.row, seen.standing, seen.brought
     cause = flag.cause(news.touch, row.announced, standing)
     is_entry = seen.entered and row.announced.state is not State.FLAGGED
-    loud = is_entry and notice is Notice.ALERT and cause is not Cause.POLICY
+    quiet = cause is Cause.POLICY or news.touch is Touch.RESTATED
+    loud = is_entry and notice is Notice.ALERT and not quiet
     sequence = row.sequence + 1
     return FlagChanged(
         patient=row.key,
@@ -514,6 +540,11 @@ def brought(kept: Sequence[Kept], family: Family) -> dict[UUID, Brought]:
         )
         for key, these in found.items()
     }
+
+
+def linked(event: PatientMerged | PatientUnmerged) -> Link:
+    merged = isinstance(event, PatientMerged)
+    return Link(event.retired, event.surviving, event.version, merged, event.recorded)
 
 
 def opened(event: PatientIdentified, seals: Seals) -> Person:

@@ -14,8 +14,11 @@ from services.screening.presence import Moment as EpisodeMoment
 
 
 def kept(event: EncounterRecorded) -> str:
-    """The fact as the ledger keeps it: the event's own JSON, of which no field is lost."""
-    return event.model_dump_json()
+    """The fact as the ledger keeps it: the event's own JSON, of which no field is lost.
+
+    Stated again by a rebuild, it is the same fact.
+    """
+    return event.model_dump_json(exclude={"restated"})
 
 
 def fact(row: str, first_recorded: datetime) -> Fact:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from uuid import UUID
 
 from sqlalchemy import (
@@ -21,7 +21,9 @@ from sqlalchemy import (
 
 from schemas.encounter_recorded_v1 import EncounterRecorded
 from schemas.flag_changed_v1 import FlagChanged
+from schemas.restatement_ended_v1 import RestatementEnded
 from services.plumbing.db import Tx
+from services.plumbing.eventlog import lock_number
 from services.screening import reading
 from services.screening.flag import Announced, Notice, State
 from services.screening.ledger import VOID, Fact, History, Link, Person, Status
@@ -64,12 +66,14 @@ class Row:
     ever: bool
     episode_sequence: int
     due_at: datetime | None
+    restated: bool = False
+    """To be counted again because of a rebuild."""
 
     def is_as(self, settled: "Settled", policy: Policy) -> bool:
         """Whether writing it would change nothing."""
         return (
             self.policy == policy.sha256
-            and not settled.is_news
+            and not (settled.is_news or self.restated)
             and (self.announced, self.notice, self.merged_into, self.ever)
             == (settled.announced, settled.notice, settled.merged_into, settled.ever)
             and (self.episode_sequence, self.due_at) == (settled.episode_sequence, settled.due_at)
@@ -424,6 +428,7 @@ async def rows(tx: Tx, patients: Collection[UUID]) -> dict[UUID, Row]:
             ever=row.ever,
             episode_sequence=row.episode_sequence,
             due_at=row.due_at,
+            restated=row.restated,
         )
         for row in found
     }
@@ -526,7 +531,7 @@ _PUT = text(
     update patient set state = s, held = h, since = b, ed_visits = ed, hospital_episodes = ho,
       sites = string_to_array(si, ' '), notice = n, face = f, policy = :policy,
       sequence = q, entry = en, merged_into = m, ever = ev, episode_sequence = es, due_at = du,
-      changed_at = case when ne then :now else changed_at end
+      restated = false, changed_at = case when ne then :now else changed_at end
     from unnest(:keys, :states, :held, :since, :ed, :hospital, :sites, :notices, :faces,
                 :sequences, :entries, :merged, :ever, :episodes, :due, :news)
       as t(k, s, h, b, ed, ho, si, n, f, q, en, m, ev, es, du, ne)
@@ -826,3 +831,437 @@ async def changes(tx: Tx, key: UUID) -> list[Change]:
     """All that was announced of a patient, oldest first."""
     found = await tx.execute(CHANGES, {"patient": key})
     return [Change(row.sequence, row.cause, row.notice, row.counted, row.event) for row in found]
+
+
+# Rebuilding from ingest's store (counting.md section 9)
+
+_KEEP_AGAIN = text(
+    """
+    insert into fact_version as known (encounter, version, patient, site, recorded, learnt, fact)
+    select e, v, p, s, r, :now, f
+    from unnest(:encounters, :versions, :patients, :sites, :recorded, :facts) as t(e, v, p, s, r, f)
+    order by e, v
+    on conflict (encounter, version) do update set patient = excluded.patient,
+      site = excluded.site, recorded = excluded.recorded, fact = excluded.fact
+    where (known.patient, known.site, known.recorded, known.fact)
+      is distinct from (excluded.patient, excluded.site, excluded.recorded, excluded.fact)
+    """
+).bindparams(
+    bindparam("encounters", type_=_UUIDS),
+    bindparam("versions", type_=_INTS),
+    bindparam("patients", type_=_UUIDS),
+    bindparam("sites", type_=_TEXTS),
+    bindparam("recorded", type_=_TIMES),
+    bindparam("facts", type_=_TEXTS),
+)
+_NEWEST_FACTS = text(
+    """
+    insert into fact as known (encounter, version, patient, status, start, first_recorded, fact)
+    select distinct on (v.encounter) v.encounter, v.version, v.patient, v.fact::jsonb->>'status',
+      cast(v.fact::jsonb->'start'->>'earliest' as timestamptz), f.first, v.fact
+    from fact_version v join (
+      select encounter, min(recorded) as first from fact_version
+      where encounter = any(:encounters) group by encounter
+    ) f using (encounter)
+    where v.encounter = any(:encounters)
+    order by v.encounter, v.version desc
+    on conflict (encounter) do update set version = excluded.version, patient = excluded.patient,
+      status = excluded.status, start = excluded.start,
+      first_recorded = excluded.first_recorded, fact = excluded.fact
+    where (known.version, known.patient, known.first_recorded, known.fact)
+      is distinct from (excluded.version, excluded.patient, excluded.first_recorded, excluded.fact)
+    """
+).bindparams(bindparam("encounters", type_=_UUIDS))
+
+
+async def keep_again(tx: Tx, batch: Sequence[EncounterRecorded], now: datetime) -> None:
+    """Each of these versions is as it is stated now; of each encounter the newest speaks."""
+    versions = {(event.encounter, event.version): event for event in batch}
+    await tx.execute(
+        _KEEP_AGAIN,
+        {
+            "encounters": [encounter for encounter, _ in versions],
+            "versions": [version for _, version in versions],
+            "patients": [event.patient for event in versions.values()],
+            "sites": [event.site for event in versions.values()],
+            "recorded": [event.recorded for event in versions.values()],
+            "facts": [reading.kept(event) for event in versions.values()],
+            "now": now,
+        },
+    )
+    await tx.execute(
+        _NEWEST_FACTS, {"encounters": sorted({encounter for encounter, _ in versions})}
+    )
+
+
+_IDENTIFY_AGAIN = text(
+    """
+    insert into person_version as known (key, version, birth_date, death, recorded, learnt)
+    select k, v, b, d, r, :now
+    from unnest(:keys, :versions, :births, :deaths, :recorded) as t(k, v, b, d, r)
+    order by k, v
+    on conflict (key, version) do update set birth_date = excluded.birth_date,
+      death = excluded.death, recorded = excluded.recorded
+    """
+).bindparams(
+    bindparam("keys", type_=_UUIDS),
+    bindparam("versions", type_=_INTS),
+    bindparam("births", type_=_DATES),
+    bindparam("deaths", type_=_TIMES),
+    bindparam("recorded", type_=_TIMES),
+)
+_NEWEST_PERSONS = text(
+    """
+    update patient p set person_version = n.version, birth_date = n.birth_date, death = n.death,
+      identified = n.recorded
+    from (select distinct on (key) * from person_version where key = any(:keys)
+          order by key, version desc) n
+    where p.key = n.key
+    """
+).bindparams(bindparam("keys", type_=_UUIDS))
+
+
+async def identify_again(tx: Tx, persons: Sequence[Person], now: datetime) -> None:
+    """Each of these versions is as it is stated now; of each person the newest speaks."""
+    versions = {(person.key, person.version): person for person in persons}
+    await tx.execute(
+        _IDENTIFY_AGAIN,
+        {
+            "keys": [key for key, _ in versions],
+            "versions": [version for _, version in versions],
+            "births": [person.birth_date for person in versions.values()],
+            "deaths": [person.death for person in versions.values()],
+            "recorded": [person.recorded for person in versions.values()],
+            "now": now,
+        },
+    )
+    await tx.execute(_NEWEST_PERSONS, {"keys": sorted({key for key, _ in versions})})
+
+
+_LINK_AGAIN = text(
+    """
+    insert into link_version as known (retired, version, surviving, active, recorded, learnt)
+    select q, v, p, a, r, :now
+    from unnest(:retired, :versions, :surviving, :active, :recorded) as t(q, v, p, a, r)
+    order by q, v
+    on conflict (retired, version) do update set surviving = excluded.surviving,
+      active = excluded.active, recorded = excluded.recorded
+    """
+).bindparams(
+    bindparam("retired", type_=_UUIDS),
+    bindparam("versions", type_=_INTS),
+    bindparam("surviving", type_=_UUIDS),
+    bindparam("active", type_=_BOOLS),
+    bindparam("recorded", type_=_TIMES),
+)
+_NEWEST_LINKS = text(
+    """
+    insert into link (retired, version, surviving, active)
+    select distinct on (retired) retired, version, surviving, active from link_version
+    where retired = any(:retired) order by retired, version desc
+    on conflict (retired) do update set version = excluded.version,
+      surviving = excluded.surviving, active = excluded.active
+    """
+).bindparams(bindparam("retired", type_=_UUIDS))
+
+
+async def link_again(tx: Tx, links: Sequence[Link], now: datetime) -> None:
+    """Each of these versions is as it is stated now; of each link the newest speaks."""
+    versions = {(link.retired, link.version): link for link in links}
+    await tx.execute(
+        _LINK_AGAIN,
+        {
+            "retired": [retired for retired, _ in versions],
+            "versions": [version for _, version in versions],
+            "surviving": [link.surviving for link in versions.values()],
+            "active": [link.active for link in versions.values()],
+            "recorded": [link.recorded for link in versions.values()],
+            "now": now,
+        },
+    )
+    await tx.execute(_NEWEST_LINKS, {"retired": sorted({retired for retired, _ in versions})})
+
+
+_HEAR_REBUILD = text(
+    "insert into rebuild (id, heard) values (:id, :now) on conflict do nothing"
+).bindparams(bindparam("id", type_=Uuid))
+_CAME_AGAIN = {
+    kind: text(
+        f"""
+        with new as (
+          insert into restated (rebuild, kind, key, version)
+          select :id, :kind, k, v from unnest(:keys, :versions) as t(k, v)
+          where exists (select from rebuild where id = :id and completed is null)
+          order by k, v
+          on conflict do nothing returning key
+        )
+        update rebuild set {kind} = {kind} + (select count(*) from new) where id = :id
+        """  # noqa: S608 - of constants
+    ).bindparams(
+        bindparam("id", type_=Uuid),
+        bindparam("kind", type_=Text),
+        bindparam("keys", type_=_UUIDS),
+        bindparam("versions", type_=_INTS),
+    )
+    for kind in ("persons", "links", "encounters")
+}
+_REBUILD_ENDED = text(
+    "update rebuild set begun = :begun, persons_due = :persons, links_due = :links,"
+    " encounters_due = :encounters where id = :id"
+).bindparams(bindparam("id", type_=Uuid))
+_REBUILD_IS_WHOLE = text(
+    "select begun from rebuild where id = :id and completed is null"
+    " and (persons, links, encounters) = (persons_due, links_due, encounters_due) for update"
+).bindparams(bindparam("id", type_=Uuid))
+
+
+async def came_again(
+    tx: Tx, rebuild: UUID, kind: str, versions: Collection[tuple[UUID, int]], now: datetime
+) -> None:
+    """Note that these versions were stated again, each once."""
+    await tx.execute(_HEAR_REBUILD, {"id": rebuild, "now": now})
+    said = {
+        "id": rebuild,
+        "kind": kind,
+        "keys": [key for key, _ in versions],
+        "versions": [version for _, version in versions],
+    }
+    await tx.execute(_CAME_AGAIN[kind], said)
+
+
+async def rebuild_ended(tx: Tx, event: RestatementEnded, now: datetime) -> None:
+    """How many versions are to come in all."""
+    await tx.execute(_HEAR_REBUILD, {"id": event.restatement, "now": now})
+    due = {"persons": event.persons, "links": event.links, "encounters": event.encounters}
+    await tx.execute(_REBUILD_ENDED, {"id": event.restatement, "begun": event.begun} | due)
+
+
+async def rebuild_is_whole(tx: Tx, rebuild: UUID) -> datetime | None:
+    """When it was begun, if all of it has come and that was not yet noted."""
+    found: datetime | None = (
+        await tx.execute(_REBUILD_IS_WHOLE, {"id": rebuild})
+    ).scalar_one_or_none()
+    return found
+
+
+_LOCK_ALL = text("select count(*) from (select key from patient order by key for update) everybody")
+
+
+def _drop(kind: str, table: str, key: str, beyond: str) -> TextClause:
+    """Versions that were not stated again, between those that were; `beyond`: and which others."""
+    return text(
+        f"""
+        with came as (
+          select key, min(version) as first, max(version) as last from restated
+          where rebuild = :id and kind = '{kind}' group by key
+        )
+        delete from {table} v
+        using {table} w left join came on came.key = w.{key}
+        where v.{key} = w.{key} and v.version = w.version
+          and not exists (select from restated r where r.rebuild = :id and r.kind = '{kind}'
+                          and r.key = v.{key} and r.version = v.version)
+          and (v.version between came.first and came.last or {beyond})
+        returning v.{key} as key
+        """  # noqa: S608 - of constants
+    ).bindparams(bindparam("id", type_=Uuid), bindparam("before", type_=Instant))
+
+
+_BEYOND = "v.recorded < :before and v.version > coalesce(came.last, 0)"
+_DROP_FACTS = _drop("encounters", "fact_version", "encounter", _BEYOND)
+_DROP_LINKS = _drop("links", "link_version", "retired", _BEYOND)
+_DROP_PERSONS = _drop("persons", "person_version", "key", f"came.last is not null and {_BEYOND}")
+_NO_FACTS = text(
+    "delete from fact f where encounter = any(:encounters)"
+    " and not exists (select from fact_version v where v.encounter = f.encounter)"
+).bindparams(bindparam("encounters", type_=_UUIDS))
+_NO_LINKS = text(
+    "delete from link k where retired = any(:retired)"
+    " and not exists (select from link_version v where v.retired = k.retired)"
+).bindparams(bindparam("retired", type_=_UUIDS))
+
+
+async def drop_unknown(tx: Tx, rebuild: UUID, before: datetime) -> int:
+    """Lock everybody, and drop the versions that ingest does not have; how many.
+
+    Of what it stated: those between, and those beyond that were recorded `before`. Of an encounter
+    or link of which it stated nothing: all recorded `before`. Older ones than the first it can
+    state again are kept, and so is whoever it does not know: they have nothing that counts.
+    """
+    await tx.execute(_LOCK_ALL)
+    said = {"id": rebuild, "before": before}
+    encounters = [row.key for row in await tx.execute(_DROP_FACTS, said)]
+    retired = [row.key for row in await tx.execute(_DROP_LINKS, said)]
+    persons = [row.key for row in await tx.execute(_DROP_PERSONS, said)]
+    await tx.execute(_NO_FACTS, {"encounters": sorted(set(encounters))})
+    await tx.execute(_NEWEST_FACTS, {"encounters": sorted(set(encounters))})
+    await tx.execute(_NO_LINKS, {"retired": sorted(set(retired))})
+    await tx.execute(_NEWEST_LINKS, {"retired": sorted(set(retired))})
+    await tx.execute(_NEWEST_PERSONS, {"keys": sorted(set(persons))})
+    return len(encounters) + len(retired) + len(persons)
+
+
+_COUNT_ALL_AGAIN = text(
+    "update patient set restated = true, due_at = :now where person_version is not null"
+)
+_FORGET_RESTATED = text("delete from restated where rebuild = :id").bindparams(
+    bindparam("id", type_=Uuid)
+)
+_REBUILD_COMPLETE = text("update rebuild set completed = :now where id = :id").bindparams(
+    bindparam("id", type_=Uuid)
+)
+
+
+async def count_all_again(tx: Tx, rebuild: UUID, now: datetime) -> int:
+    """Everybody is due, quietly; the rebuild is complete. How many keys."""
+    found = (await tx.execute(_COUNT_ALL_AGAIN, {"now": now})).rowcount
+    await tx.execute(_FORGET_RESTATED, {"id": rebuild})
+    await tx.execute(_REBUILD_COMPLETE, {"id": rebuild, "now": now})
+    return found
+
+
+# Back-tests (CT-71)
+
+_BACKTESTS_LOCK = lock_number("screening backtests")
+_KEYS = text(  # served by the primary key of patient
+    "select key from patient where key > :after order by key limit :most"
+).bindparams(bindparam("after", type_=Uuid))
+_PATIENTS = text("select count(*) from patient")
+
+
+async def patients(tx: Tx) -> int:
+    """How many patient keys there are, retired ones included."""
+    found: int = (await tx.execute(_PATIENTS)).scalar_one()
+    return found
+
+
+async def keys_after(tx: Tx, after: UUID, most: int) -> list[UUID]:
+    """Patient keys in their order, retired ones included."""
+    return [row.key for row in await tx.execute(_KEYS, {"after": after, "most": most})]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A back-test as it was asked for, and what became of it."""
+
+    id: UUID
+    asked_by: str
+    policy: str
+    """The canonical form; of `against` too, if there is one."""
+    against: str | None
+    first: date
+    last: date
+    state: str
+    created: datetime
+    finished: datetime | None = None
+    attempts: int = 0
+    percent: int = 0
+    known_at: datetime | None = None
+    result: str | None = None
+    error: str | None = None
+
+
+_TRIAL = (
+    "id, asked_by, policy, against, first, last, state, created, finished, attempts, percent,"
+    " known_at, error"
+)
+_ASK_TRIAL = text(
+    "insert into backtest (id, asked_by, policy, against, first, last, created)"
+    " select :id, :by, :policy, :against, :first, :last, :now"
+    " where (select count(*) from backtest where state in ('waiting', 'running')) < :most"
+).bindparams(bindparam("id", type_=Uuid), bindparam("against", type_=Text))
+_ONE_TRIAL = text(f"select {_TRIAL}, result from backtest where id = :id").bindparams(  # noqa: S608
+    bindparam("id", type_=Uuid)
+)
+_TRIALS = text(f"select {_TRIAL} from backtest order by created desc, id")  # noqa: S608 - constants
+_TRIAL_WAITS = text("select exists (select from backtest where state in ('waiting', 'running'))")
+_ALONE = text("select pg_try_advisory_xact_lock(:lock)")
+_TAKE_TRIAL = text(
+    f"""
+    update backtest set state = 'running', attempts = attempts + 1, percent = 0, known_at = :now
+    where id = (select id from backtest where state in ('waiting', 'running')
+                order by state = 'waiting', created, id limit 1)
+    returning {_TRIAL}
+    """  # noqa: S608 - constants
+)
+_TRIAL_PROGRESS = text("update backtest set percent = :percent where id = :id").bindparams(
+    bindparam("id", type_=Uuid)
+)
+_PUT_BACK = text(
+    "update backtest set state = 'waiting', attempts = attempts - 1, percent = 0 where id = :id"
+).bindparams(bindparam("id", type_=Uuid))
+_END_TRIAL = text(
+    "update backtest set state = :state, percent = 100, result = :result, error = :error,"
+    " finished = :now where id = :id"
+).bindparams(
+    bindparam("id", type_=Uuid), bindparam("result", type_=Text), bindparam("error", type_=Text)
+)
+_FORGET_TRIALS = text(
+    "delete from backtest where id in (select id from backtest where state in ('done', 'failed')"
+    " order by finished desc, id offset :kept)"
+)
+
+
+async def ask_trial(tx: Tx, trial: Trial, most: int) -> bool:
+    """Have a back-test wait for its turn; False if `most` wait or run already."""
+    asked = {
+        "id": trial.id,
+        "by": trial.asked_by,
+        "policy": trial.policy,
+        "against": trial.against,
+        "first": trial.first,
+        "last": trial.last,
+        "now": trial.created,
+        "most": most,
+    }
+    return (await tx.execute(_ASK_TRIAL, asked)).rowcount == 1
+
+
+async def trial(tx: Tx, id_: UUID) -> Trial | None:
+    row = (await tx.execute(_ONE_TRIAL, {"id": id_})).one_or_none()
+    return None if row is None else Trial(**row._mapping)  # noqa: SLF001
+
+
+async def trials(tx: Tx) -> list[Trial]:
+    """Those that are kept, newest first, without their results."""
+    return [Trial(**row._mapping) for row in await tx.execute(_TRIALS)]  # noqa: SLF001
+
+
+async def trial_waits(tx: Tx) -> bool:
+    found: bool = (await tx.execute(_TRIAL_WAITS)).scalar_one()
+    return found
+
+
+async def alone(tx: Tx) -> bool:
+    """Whether nobody else runs back-tests while `tx` lasts. Dead processes hold nothing."""
+    found: bool = (await tx.execute(_ALONE, {"lock": _BACKTESTS_LOCK})).scalar_one()
+    return found
+
+
+async def take_trial(tx: Tx, now: datetime) -> Trial | None:
+    """The next one to run, for whoever is `alone`: one that was broken off goes first."""
+    row = (await tx.execute(_TAKE_TRIAL, {"now": now})).one_or_none()
+    return None if row is None else Trial(**row._mapping)  # noqa: SLF001
+
+
+async def trial_at(tx: Tx, id_: UUID, percent: int) -> None:
+    await tx.execute(_TRIAL_PROGRESS, {"id": id_, "percent": percent})
+
+
+async def put_back_trial(tx: Tx, id_: UUID) -> None:
+    """As if it had not been taken."""
+    await tx.execute(_PUT_BACK, {"id": id_})
+
+
+async def end_trial(
+    tx: Tx, id_: UUID, now: datetime, kept: int, *, result: str | None, error: str | None
+) -> None:
+    """Keep what came of it; beyond the newest `kept` results the older ones are forgotten."""
+    ended = {
+        "id": id_,
+        "now": now,
+        "state": "failed" if result is None else "done",
+        "result": result,
+        "error": error,
+    }
+    await tx.execute(_END_TRIAL, ended)
+    await tx.execute(_FORGET_TRIALS, {"kept": kept})

@@ -78,6 +78,7 @@ patient = Table(
     Column("ever", Boolean),
     Column("episode_sequence", Integer),
     Column("due_at", Instant),
+    Column("restated", Boolean),
 )
 change = Table(
     "change",

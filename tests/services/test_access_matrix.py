@@ -249,6 +249,11 @@ SCREENING = {
         body={"mode": "live", "at": "2999-01-01T00:00:00Z"},
         media="application/json",
     ),
+    ("POST", "/v1/backtests"): machines(
+        "/v1/backtests", **_REGION, body={"policy": "qc-default"}, media="application/json"
+    ),
+    ("GET", "/v1/backtests"): machines("/v1/backtests", **_REGION),
+    ("GET", "/v1/backtests/{id_}"): machines("/v1/backtests/{backtest}", **_REGION),
 }
 
 
@@ -520,6 +525,11 @@ async def made(
     answer = await http["notify"].post("/fhir/Subscription", json=SUBSCRIPTION, headers=emr)
     assert answer.status_code == 201, answer.text
     ids["subscription"] = answer.json()["id"]
+    answer = await http["screening"].post(
+        "/v1/backtests", json={"policy": "qc-default"}, headers=scene.credentials("ops-client")
+    )
+    assert answer.status_code == 202, answer.text
+    ids["backtest"] = answer.json()["id"]
     ids["nothing"] = str(uuid4())
     async with counting.db.work() as tx:
         turn = counted.Turn(tx, counting.clock.now(), counting.policy, (), Seals(keyring("dates")))

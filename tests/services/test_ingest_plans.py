@@ -37,7 +37,8 @@ CALLS = {
     "settle": """select settle('[{
       "key": "bb0c1cd7-2a7f-4e0b-8a30-0d0c3b6e4a11", "version": 2,
       "fields": {}, "sites": [],
-      "attributed": [], "link_version": 0, "apart": [], "digests": ["t7"]}]', '[]')""",
+      "attributed": [], "link_version": 0, "apart": [], "digests": ["t7"],
+      "recorded": "2026-01-01T00:00:00Z"}]', '[]')""",
     "keep": """select keep('hospital-a', 'c', '[{
       "key": "bb0c1cd7-2a7f-4e0b-8a30-0d0c3b6e4a12",
       "kind": "Encounter", "id": "n", "version": 1, "digest": "d", "deleted": false,

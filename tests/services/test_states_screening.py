@@ -16,8 +16,8 @@ from tests.histories import at, ed_visit, ledger, policy
 PAGE = Path(__file__).parents[2] / "docs" / "states.md"
 
 
-def drawing() -> set[tuple[str, str]]:
-    section = PAGE.read_text().partition("## A patient's flag")[2].partition("\n## ")[0]
+def drawing(of: str = "A patient's flag") -> set[tuple[str, str]]:
+    section = PAGE.read_text().partition(f"## {of}")[2].partition("\n## ")[0]
     return set(re.findall(r"^  (\S+) --> (\S+)$", section, re.MULTILINE))
 
 
@@ -39,6 +39,8 @@ async def test_drawing_enum_and_check_name_the_same_states(
     assert drawn == words(State) == words(flag_changed_v1.State)
     found = {row["at"]: set(re.findall(r"'(\w+)'", row["said"])) for row in checks}
     assert found["screening.patient"] == found["screening.change"] == drawn
+    trials = {state for step in drawing("A back-test") for state in step} - {"[*]"}
+    assert found["screening.backtest"] == trials
 
 
 def test_the_words_of_the_rules_are_the_words_of_the_event() -> None:
