@@ -10,10 +10,10 @@ export PYTHONDONTWRITEBYTECODE := 1
 export UV_SYSTEM_CERTS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check bench format contracts consent-proof clean
+.PHONY: help install demo up test check bench bench-simulator calibrate format contracts consent-proof clean
 
 help: ## Print this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## Install everything into .venv (leaves .venv/bin/passerelle)
 
@@ -56,6 +56,12 @@ contracts: install ## Write schemas/json, schemas/examples and schemas/asyncapi.
 
 bench: install ## Measure, and print the table of docs/performance.md
 	@$(BIN)/python -m tests.bench
+
+bench-simulator: install ## Measure how fast the simulator writes, and in how much memory
+	@$(BIN)/python -m tests.bench_simulator
+
+calibrate: install ## Print the simulated region beside what was published (docs/simulator.md)
+	@nice $(BIN)/python -m tests.calibration
 
 consent-proof: install ## Prove the consent engine: cases, properties, time, planted faults (N=50000)
 	@nice $(BIN)/python -m tests.consent.proof --examples $(or $(N),50000)

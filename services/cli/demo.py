@@ -2,6 +2,8 @@
 
 import asyncio
 import signal
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +14,7 @@ from services.cli.house import House, Plan
 from services.simulator import flow
 
 SEED = 2018
+SPEED = flow.SPEED
 
 WHO = (
     ("nurse-a", "infirmière de la clinique A, en français"),
@@ -33,14 +36,28 @@ async def up(terminal: Console, data: Path, port: int, region: Path | None) -> N
             terminal.print("Stopping; the data stays.")
 
 
-async def demo(terminal: Console, data: Path, port: int, seed: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Play:
+    """How the region of the demo is drawn and played."""
+
+    seed: int = SEED
+    start: date | None = None
+    speed: float = SPEED
+    clean: bool = False
+    effect: float = 0.0
+    misbehaves: bool = False
+
+
+async def demo(terminal: Console, data: Path, port: int, play: Play) -> None:
     """`up` with a simulated region that sends its year, then lives on in fast time."""
+    region = flow.demo(play.seed, clean=play.clean, effect=play.effect, start=play.start)
     house.make_folder(data)
     clock = data / "clock.json"
-    flow.prepare(clock)
+    flow.prepare(region, clock)
     # An hour a second: a sweep once a minute of real time would come days late.
     quick = {"PASSERELLE_SWEEP_SECONDS": "2"}
-    plan = Plan(data=data, region=flow.REGION_FILE, port=port, clock=clock, extra=quick)
+    file = flow.region_file(region, data)
+    plan = Plan(data=data, region=file, port=port, clock=clock, extra=quick)
     stop = _on_signals()
     columns = (
         TextColumn("{task.description}"),
@@ -64,7 +81,18 @@ async def demo(terminal: Console, data: Path, port: int, seed: int) -> None:
         async with house.running(plan, lambda text: progress(f"Started {text}", 0, 0)) as built:
             _say_where(terminal, built)
             urls = {"ingest": f"{built.url('ingest')}/fhir", "notify": built.url("notify")}
-            playing = asyncio.create_task(flow.play(seed, urls, built.token, clock, progress, stop))
+            playing = asyncio.create_task(
+                flow.play(
+                    region,
+                    urls,
+                    built.token,
+                    clock,
+                    progress,
+                    stop,
+                    speed=play.speed,
+                    misbehaves=play.misbehaves,
+                )
+            )
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait({playing, stopping}, return_when=asyncio.FIRST_COMPLETED)
             stop.set()

@@ -29,6 +29,7 @@ from services.cli import (
 from services.plumbing.migrate import MigrationError
 from services.plumbing.region import RegionError
 from services.plumbing.settings import SettingsError
+from services.simulator.profiles import SimulateError
 
 app = typer.Typer(
     help="Tells a clinic, as far as consent allows, that its patient is a frequent user.",
@@ -47,6 +48,22 @@ DataDir = Annotated[
     Path | None,
     typer.Option(help="Where everything is kept. Default: /var/lib/passerelle as root."),
 ]
+Start = Annotated[
+    datetime | None,
+    typer.Option(formats=["%Y-%m-%d"], help="First day of the simulated time; default 2025-03-02."),
+]
+Effect = Annotated[
+    float,
+    typer.Option(help="Share of ED visits that the programme spares those enrolled, 0 to 1."),
+]
+Clean = Annotated[bool, typer.Option("--clean", help="No feed noise: all rates of it are 0.")]
+Misbehave = Annotated[
+    bool,
+    typer.Option(
+        "--misbehave",
+        help="Also send bodies cut off, wrong tokens, and messages again under a new Bundle id.",
+    ),
+]
 Port = Annotated[int, typer.Option(help="The first of four ports in a row.", min=1, max=65532)]
 
 
@@ -60,7 +77,7 @@ def run(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """Run `work`; what an operator can mend is said in one line, without a traceback."""
     try:
         return asyncio.run(work())
-    except SettingsError as error:
+    except (SettingsError, SimulateError) as error:
         fail(error, 2)
     except (
         house.HouseError,
@@ -92,10 +109,30 @@ def demo_(
     data_dir: DataDir = None,
     port: Port = house.PORT,
     seed: Annotated[int, typer.Option(help="Another number is another region.")] = demo.SEED,
+    start: Start = None,
+    speed: Annotated[
+        float,
+        typer.Option(
+            help="Seconds of the region's life in a real second: 1 is real time, 3600 an hour a"
+            " second, 0 as fast as it is taken in.",
+            min=0,
+        ),
+    ] = demo.SPEED,
+    clean: Clean = False,
+    effect: Effect = 0.0,
+    misbehave: Misbehave = False,
 ) -> None:
     """Run everything, with a simulated region that sends a year of encounters and lives on."""
     folder = data_dir or house.default_demo_dir()
-    run(lambda: demo.demo(terminal, folder, port, seed))
+    play = demo.Play(
+        seed=seed,
+        start=start.date() if start else None,
+        speed=speed,
+        clean=clean,
+        effect=effect,
+        misbehaves=misbehave,
+    )
+    run(lambda: demo.demo(terminal, folder, port, play))
 
 
 @app.command()
@@ -157,14 +194,72 @@ def token(
 
 @app.command()
 def simulate(
-    out: Annotated[Path, typer.Option(help="Folder for the files; must be empty.")],
-    profile: Annotated[str, typer.Option(help="demo, region, wide or dense.")] = "demo",
-    seed: Annotated[int, typer.Option()] = demo.SEED,
-    clean: Annotated[bool, typer.Option("--clean", help="No feed noise.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write files into this folder, which must be empty.")
+    ] = None,
+    send: Annotated[
+        bool, typer.Option("--send", help="Send it to the running `up`, as fast as it accepts.")
+    ] = False,
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="demo: 2,000 people, a year. region: 280,000, four hospitals. wide: 1,000,000,"
+            " two years. dense: 100,000, nearly all frequent users."
+        ),
+    ] = "demo",
+    seed: Annotated[int, typer.Option(help="Another number is another region.")] = demo.SEED,
+    people: Annotated[int | None, typer.Option(help="How many; default: the profile's.")] = None,
+    start: Start = None,
+    days: Annotated[int | None, typer.Option(help="How long; default: the profile's.")] = None,
+    clean: Clean = False,
+    effect: Effect = 0.0,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Any other parameter; a wrong name lists them all."
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes that write files; the bytes do not depend on it.")
+    ] = 1,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder with files.")] = False,
+    misbehave: Misbehave = False,
+    data_dir: DataDir = None,
+    port: Port = house.PORT,
 ) -> None:
-    """Write the files of a simulated region, and the truth about it."""
-    operations.simulate(out, profile, seed, clean=clean, force=force, fail=fail)
+    """Simulate a region that never existed: as files (--out), or sent to the doors (--send).
+
+    Files: for each hospital Patient.ndjson and Encounter.ndjson, as `passerelle import` reads
+    them; panels/*.csv, of which bad.csv is wrong in every row; consents.ndjson; truth.ndjson,
+    what really happened; enrolled.ndjson, who was in the programme when.
+
+    Sent: panels, restrictions, then all that the hospitals have to say, live messages and all,
+    each patient's in order. An interrupted run goes on where it was. It ends with what was sent,
+    accepted, held, refused and retried, and with what became of the encounters that happened.
+
+    The same profile, parameters and seed give the same bytes on every machine. Exit code 2: a
+    parameter is unknown or impossible, and named; or the folder is not empty.
+    """
+    given: dict[str, object] = {"people": people, "days": days, "effect": effect or None}
+    given["start"] = start.date() if start else None
+    asked = operations.Asked(
+        profile=profile,
+        seed=seed,
+        clean=clean,
+        changes={name: value for name, value in given.items() if value is not None},
+        texts=change or [],
+    )
+    if (out is None) is not send:
+        fail("Say either --out FOLDER or --send.", 2)
+    if out is None:
+        run(lambda: operations.send(terminal, asked, data_dir, port, misbehaves=misbehave))
+        return
+    try:
+        written = operations.write_files(out, asked, workers=workers, force=force)
+    except SimulateError as error:
+        fail(error, 2)
+    for line in written:
+        typer.echo(line)
 
 
 @app.command()

@@ -1,20 +1,24 @@
 """What operators do from the command line, one function a command."""
 
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 from uuid import UUID
+
+from rich.console import Console
 
 from schemas.generate import events
 from services.cli import house, tokens, whatif
 from services.plumbing import kafka, settings
 from services.plumbing import migrate as migrations
-from services.plumbing.clock import Clock
+from services.plumbing.clock import Clock, real_now
 from services.plumbing.db import Database
 from services.plumbing.eventlog import ask_replay, dead_letters, discard, reread
 from services.plumbing.settings import IngestSettings, Settings, SettingsError
+from services.simulator import profiles
+from services.simulator.profiles import SimulateError
 
 
 async def migrate() -> list[str]:
@@ -127,22 +131,74 @@ async def screening_door(
     return whatif.Door(f"http://{house.LOOPBACK}:{port + 2}", token)
 
 
-def simulate(
-    out: Path,
-    profile: str,
-    seed: int,
-    *,
-    clean: bool,
-    force: bool,
-    fail: Callable[[object, int], NoReturn],
-) -> None:
-    """Write a simulated region's files into `out` (SIM-09)."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A simulated region as the command asks for it."""
+
+    profile: str
+    seed: int
+    clean: bool
+    changes: Mapping[str, object]
+    texts: Sequence[str]
+    """More changes, each NAME=VALUE."""
+
+    def parameters(self) -> dict[str, object]:
+        """All changes. Raises SimulateError, which names what cannot be read."""
+        told: dict[str, str] = {}
+        for text in self.texts:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise SimulateError(f"parameter {name}: say NAME=VALUE")
+            told[name] = value
+        return {**self.changes, **profiles.parameters(told)}
+
+
+def write_files(out: Path, asked: Asked, *, workers: int, force: bool) -> list[str]:
+    """Write a simulated region's files into `out`; a line each. Raises SimulateError (SIM-09)."""
     from services.simulator import files  # noqa: PLC0415 - not needed by a service's process
 
-    try:
-        files.write(out, profile=profile, seed=seed, clean=clean, force=force)
-    except files.SimulateError as error:
-        fail(error, 2)
+    lines = files.write(
+        out,
+        profile=asked.profile,
+        seed=asked.seed,
+        clean=asked.clean,
+        force=force,
+        workers=workers,
+        **asked.parameters(),
+    )
+    return [f"{count:>9,}  {out / name}" for name, count in lines.items()]
+
+
+async def send(
+    terminal: Console, asked: Asked, data_dir: Path | None, port: int, *, misbehaves: bool
+) -> None:
+    """Send a simulated region to the running house, and say what became of it (SIM-08)."""
+    from services.simulator import sending  # noqa: PLC0415 - not needed by a service's process
+
+    region = profiles.profile(
+        asked.profile, clean=asked.clean, seed=asked.seed, **asked.parameters()
+    )
+    issuer = f"http://{house.LOOPBACK}:{port}"
+    folder = data_dir_of(data_dir, issuer)
+    plan = house.Plan(data=folder, region=folder / "region.yaml", port=port)
+    urls = {"ingest": f"{plan.url('ingest')}/fhir", "notify": plan.url("notify")}
+
+    async def token_for(client: str) -> str:
+        return await tokens.access_token(folder, issuer, client)
+
+    with terminal.status("Sending") as status:
+        account = await sending.send(
+            region,
+            urls,
+            token_for,
+            folder / "simulate.bookmark",
+            lambda text, done, total: status.update(
+                f"{text}: {done:,} of {total:,}" if total else text
+            ),
+            real_now(),
+            misbehaves=misbehaves,
+        )
+    terminal.print(str(account))
 
 
 def consent_decide(*, lines: bool) -> int:

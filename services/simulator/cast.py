@@ -1,11 +1,11 @@
 """The demo's cast: scripted people, the same in every run and in the documentation's pictures.
 
-Everything is told from the first live instant. D-13 (enrolled) and D-14 (nobody answers) join
-when the programme and escalation can show them.
+Everything is told from the first live instant. What the product cannot show yet of a story is
+named in docs/simulator.md.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 
 from services.simulator.feed import Message, Mishap, of_person
@@ -51,7 +51,8 @@ def cast(profile: Profile) -> tuple[Part, ...]:
     return tuple(
         tell(profile, at)
         for tell in (
-            _d01, _d02, _d03, _d04, _d05, _d06, _d07, _d08, _d09, _d10, _d11, _d12, _d15,
+            _d01, _d02, _d03, _d04, _d05, _d06, _d07, _d08, _d09, _d10, _d11, _d12, _d13,
+            _d14, _d15,
         )
     )  # fmt: skip
 
@@ -98,7 +99,13 @@ def _d02(profile: Profile, at: datetime) -> Part:
         transfer_in=True,
         code="S72.0",
     )
-    return Part(who, _on(profile, ("clinic-a", "nurse-a")), (*before, ed, first, second))
+    at_once, late = Mishap(coded_late=False), Mishap(coded_late=True)
+    return Part(
+        who,
+        _on(profile, ("clinic-a", "nurse-a")),
+        (*before, ed, first, second),
+        {4: at_once, 5: at_once, 6: late},
+    )
 
 
 def _d03(profile: Profile, at: datetime) -> Part:
@@ -195,6 +202,27 @@ def _d12(profile: Profile, at: datetime) -> Part:
     return Part(who, _on(profile, ("clinic-a", "nurse-a")), visits)
 
 
+def _d13(profile: Profile, at: datetime) -> Part:
+    """A frequent user whose card was taken on is back in the ED: the "now" card."""
+    who = _person(13, "Quai", "Mathilde", date(1963, 3, 3), female=True)
+    visits = _visits(
+        who,
+        at,
+        days=(-230, -120, -60, -20, 2.1),
+        codes=("R07.4", "J44.1", "R07.4", "J44.1", "R07.4"),
+    )
+    return Part(who, _on(profile, ("clinic-c", "nurse-c")), visits)
+
+
+def _d14(profile: Profile, at: datetime) -> Part:
+    """A fourth visit whose card nobody answers: escalation. The demo signs in no nurse-d."""
+    who = _person(14, "Parapet", "Olivier", date(1974, 11, 11), female=False)
+    visits = _visits(
+        who, at, days=(-205, -115, -65, 0.35), codes=("M54.5", "S61.0", "M54.5", "M54.5")
+    )
+    return Part(who, _on(profile, ("clinic-a", "nurse-d")), visits)
+
+
 def _d15(profile: Profile, at: datetime) -> Part:
     """Unidentified, identified the next day: told then (CR-35)."""
     who = _person(15, "Belvédère", "Jeanne", date(1969, 12, 24), female=True)
@@ -250,7 +278,7 @@ def _visit(
 ) -> Happening:
     label = "MH" if code.startswith("F") else None
     visit = Happening(who.number, number, Care.ED, site, start, end, leaving, code=code)
-    return replace(visit, triaged=start + timedelta(minutes=14), planned=planned, label=label)
+    return visit._replace(triaged=start + timedelta(minutes=14), planned=planned, label=label)
 
 
 def _minute(at: datetime) -> datetime:

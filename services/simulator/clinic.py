@@ -4,7 +4,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, time, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -12,14 +12,20 @@ import httpx
 import orjson
 import structlog
 
+from services.plumbing.clock import Clock
 from services.simulator.door import Door
 from services.simulator.draws import Draws
 from services.simulator.fhir import Json
 from services.simulator.papers import Panel
+from services.simulator.region import ZONE
 
 PAGE = 50
 LANES = 4
 """Consents recorded at a time."""
+OPENS, CLOSES = time(8), time(16)
+"""When a nurse works, Monday to Friday (assumed)."""
+ANSWERED_AFTER = 4.0
+"""Working hours, median of a lognormal (assumed)."""
 MERGE_PATCH = "application/merge-patch+json"
 
 
@@ -55,7 +61,8 @@ async def record_consents(door: Door, consents: Sequence[tuple[datetime, Json]])
 async def _one_by_one(door: Door, consents: Sequence[Json]) -> None:
     for consent in consents:
         door.tally.sent += 1
-        response = await _put(door, f"fhir/Consent/{consent['id']}", orjson.dumps(consent))
+        body = orjson.dumps({key: value for key, value in consent.items() if key != "meta"})
+        response = await _put(door, f"fhir/Consent/{consent['id']}", body)
         if response.is_success:
             door.tally.accepted += 1
             continue
@@ -137,10 +144,34 @@ class Emr:
         return response.is_success
 
 
-async def keep_up(emr: Emr, seed: int, never: float, every: float) -> None:
-    """Looks every `every` real seconds and takes on what asks for it, but for a share `never`."""
+async def keep_up(emr: Emr, clock: Clock, seed: int, never: float, every: float) -> None:
+    """Looks every `every` real seconds and takes on what asks for it, as its nurses would.
+
+    Each card some working hours after it was first seen; a share `never`, not at all.
+    """
+    due: dict[str, datetime] = {}
     while True:
         for card in await emr.look():
-            if card.status == "requested" and not Draws(seed, card.id, "emr").chance(never):
-                await emr.take_on(card)
+            if card.status == "requested" and card.id not in due:
+                draws = Draws(seed, card.id, "emr")
+                if not draws.chance(never):
+                    hours = draws.lognormal(ANSWERED_AFTER, 1.0)
+                    due[card.id] = working(clock.now(), timedelta(hours=hours))
+        for id_ in [each for each, at in due.items() if at <= clock.now()]:
+            card = emr.cards[id_]
+            if card.status != "requested" or await emr.take_on(card):
+                del due[id_]
         await asyncio.sleep(every)
+
+
+def working(since: datetime, length: timedelta) -> datetime:
+    """When `length` of working time has passed since `since`; holidays are worked."""
+    at, left = since.astimezone(ZONE), length
+    while True:
+        opens, closes = (datetime.combine(at.date(), hour, ZONE) for hour in (OPENS, CLOSES))
+        begin = max(at, opens)
+        if at.weekday() < 5 and begin < closes:
+            if left <= closes - begin:
+                return begin + left
+            left -= closes - begin
+        at = datetime.combine(at.date() + timedelta(days=1), OPENS, ZONE)

@@ -27,6 +27,10 @@ class Tally:
     """Answered 2xx with a warning: the hospital is told that something is missing."""
     refused: int = 0
     retried: int = 0
+    mischief: int = 0
+    """Requests that were wrong on purpose; not among those sent."""
+    taken: int = 0
+    """Of these, what a door took that it should have refused."""
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(
@@ -35,12 +39,15 @@ class Tally:
             self.held + other.held,
             self.refused + other.refused,
             self.retried + other.retried,
+            self.mischief + other.mischief,
+            self.taken + other.taken,
         )
 
     def __str__(self) -> str:
+        mischief = f", wrong on purpose {self.mischief} (taken {self.taken})"
         return (
             f"sent {self.sent}, accepted {self.accepted}, held {self.held}, "
-            f"refused {self.refused}, retried {self.retried}"
+            f"refused {self.refused}, retried {self.retried}{mischief if self.mischief else ''}"
         )
 
 
@@ -67,15 +74,24 @@ class Door:
         self._opening: asyncio.TimerHandle | None = None
 
     async def send(
-        self, method: str, path: str, body: bytes | None = None, **headers: str
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        token: str | None = None,
+        **headers: str,
     ) -> httpx.Response:
-        """`headers` by their names with `_` for `-`. Never raises for what a server may do."""
+        """`headers` by their names with `_` for `-`. Never raises for what a server may do.
+
+        `token` is used instead of the client's own, and not renewed where it is refused.
+        """
         named = {"Content-Type": FHIR, "Accept": FHIR}
         named |= {name.replace("_", "-"): value for name, value in headers.items()}
-        pause, renewed = FIRST_PAUSE, False
+        pause, renewed = FIRST_PAUSE, token is not None
         while True:
             await self._open.wait()
-            response = await self._attempt(method, path, body, named)
+            response = await self._attempt(method, path, body, named, token)
             if response is not None and response.status_code == 401 and not renewed:
                 self._token, renewed = None, True
                 continue
@@ -90,10 +106,15 @@ class Door:
             self.tally.retried += 1
 
     async def _attempt(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        token: str | None,
     ) -> httpx.Response | None:
         try:
-            bearer = {"Authorization": f"Bearer {await self._bearer()}"}
+            bearer = {"Authorization": f"Bearer {token or await self._bearer()}"}
             return await self._http.request(
                 method, f"{self._base}/{path}", content=body, headers={**headers, **bearer}
             )

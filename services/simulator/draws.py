@@ -1,4 +1,4 @@
-"""Chance, the same everywhere: raw bits from a keyed hash, transforms of our own (SIM-04).
+"""Chance, the same everywhere: raw bits of a hash, transforms of our own (SIM-04).
 
 Library distributions change between versions; BLAKE2b does not. A stream belongs to one
 purpose (a seed, a person, what is being drawn), so that a new draw somewhere disturbs
@@ -7,34 +7,45 @@ nothing elsewhere.
 
 import math
 import struct
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
+from itertools import accumulate
 from typing import TypeVar
 
 T = TypeVar("T")
 
 _EIGHT = struct.Struct("<8Q").unpack
 _TO_UNIT = 2.0**-53
+_TURN = 2.0 * math.pi
+
+
+def _units(purpose: bytes) -> Iterator[float]:
+    """Eight draws of 53 bits from the hash of `purpose`, then of it and a counter, for ever.
+
+    0xFF stands in no UTF-8 text, so no stream runs into another.
+    """
+    root = blake2b(purpose, digest_size=64)
+    digest, block = root.digest(), 0
+    while True:
+        for bits in _EIGHT(digest):
+            yield (bits >> 11) * _TO_UNIT
+        block += 1
+        following = root.copy()
+        following.update(b"\xff" + block.to_bytes(8, "little"))
+        digest = following.digest()
 
 
 class Draws:
     """An endless stream of draws for one purpose."""
 
-    __slots__ = ("_block", "_key", "_ready")
+    __slots__ = ("unit",)
+
+    unit: Callable[[], float]
+    """Uniform in [0, 1), 53 bits."""
 
     def __init__(self, *purpose: object) -> None:
-        text = "|".join(map(str, purpose))
-        self._key = blake2b(text.encode(), digest_size=32).digest()
-        self._block = 0
-        self._ready: list[int] = []
-
-    def unit(self) -> float:
-        """Uniform in [0, 1), 53 bits."""
-        if not self._ready:
-            counter = self._block.to_bytes(8, "little")
-            self._ready = list(_EIGHT(blake2b(counter, key=self._key, digest_size=64).digest()))
-            self._block += 1
-        return (self._ready.pop() >> 11) * _TO_UNIT
+        self.unit = _units("|".join(map(str, purpose)).encode()).__next__
 
     def chance(self, probability: float) -> bool:
         """True with `probability`. Always uses one draw, so that 0 and 1 shift nothing."""
@@ -48,16 +59,11 @@ class Draws:
         return low + (high - low) * self.unit()
 
     def one_of(self, choices: Sequence[T]) -> T:
-        return choices[self.below(len(choices))]
+        return choices[int(self.unit() * len(choices))]
 
-    def weighted(self, weights: Sequence[float]) -> int:
-        """An index of `weights`, which need not add up to 1."""
-        left = self.unit() * math.fsum(weights)
-        for index, weight in enumerate(weights):
-            left -= weight
-            if left < 0:
-                return index
-        return len(weights) - 1
+    def weighted(self, sums: Sequence[float]) -> int:
+        """An index of the weights whose `running` sums are given; they need not end at 1."""
+        return bisect_right(sums, self.unit() * sums[-1], hi=len(sums) - 1)
 
     def exponential(self) -> float:
         """Exponential of mean 1."""
@@ -65,8 +71,8 @@ class Draws:
 
     def normal(self) -> float:
         """Standard normal (Box and Muller, one of the pair)."""
-        radius = math.sqrt(2.0 * self.exponential())
-        return radius * math.cos(2.0 * math.pi * self.unit())
+        radius = math.sqrt(-2.0 * math.log(1.0 - self.unit()))
+        return radius * math.cos(_TURN * self.unit())
 
     def lognormal(self, median: float, sigma: float) -> float:
         return median * math.exp(sigma * self.normal())
@@ -88,10 +94,9 @@ class Draws:
                 return d * v
 
 
-def number(bound: int, *purpose: object) -> int:
-    """One whole number in 0 … `bound` - 1, by `purpose` alone."""
-    text = "|".join(map(str, purpose))
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") % bound
+def running(weights: Sequence[float]) -> tuple[float, ...]:
+    """The sums of `weights` from the first to each: what `Draws.weighted` takes."""
+    return tuple(accumulate(weights))
 
 
 def code(*purpose: object) -> str:

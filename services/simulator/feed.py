@@ -6,9 +6,10 @@ its own and never disturbs what happened (SIM-02).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import cache
+from typing import NamedTuple
 
 from services.simulator.draws import Draws, code
 from services.simulator.life import (
@@ -21,10 +22,12 @@ from services.simulator.life import (
     instant,
     life,
 )
-from services.simulator.profiles import Noise, Profile
+from services.simulator.profiles import CLEAN, Noise, Profile
 from services.simulator.region import YEAR, ZONE, Person, people
 
 TRANSMISSION = timedelta(seconds=2)
+STRAY = "-X"
+"""Ends the number of an encounter registered by mistake."""
 RENEWED = 40_000_000
 """Added to a health card's number when it is renewed."""
 CARDS_RENEWED = 0.005
@@ -42,8 +45,7 @@ class Kind(StrEnum):
     PATIENT = "patient"
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """One record that one hospital keeps of a patient."""
 
     record: str
@@ -56,8 +58,7 @@ class Identity:
     deceased: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """An encounter as the hospital has it when it sends."""
 
     visit: str
@@ -75,13 +76,14 @@ class Snapshot:
     label: str | None = None
     day_only: bool = False
     shifted: bool = False
-    """The start's offset is wrong by an hour."""
+    """Its times bear the offset of the other season."""
     unmapped: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    id: str
+class Message(NamedTuple):
+    name: str
+    """Of what is said, for ever: what is sent twice has one."""
+    seed: int
     at: datetime
     """When it happened."""
     sent: datetime
@@ -93,9 +95,13 @@ class Message:
     identity: Identity
     encounter: Snapshot | None = None
 
+    @property
+    def id(self) -> str:
+        """Made when it is needed: files need none."""
+        return code(self.seed, "message", self.name)
 
-@dataclass(frozen=True, slots=True)
-class Mishap:
+
+class Mishap(NamedTuple):
     """What goes wrong with one encounter."""
 
     void: datetime | None = None
@@ -110,10 +116,11 @@ class Mishap:
     shifted: bool = False
     unmapped: bool = False
     day_only: bool = False
+    coded_late: bool | None = None
+    """Whether its code comes after its end only; None: by chance."""
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
+class Visit(NamedTuple):
     """One encounter of one hospital: one piece of care, or two in place."""
 
     number: str
@@ -147,7 +154,7 @@ def visits(happenings: Sequence[Happening]) -> list[Visit]:
     for each in happenings:
         earlier = found.get((each.person, each.after)) if each.after is not None else None
         if each.site % 2 == 1 and each.care is Care.STAY and earlier and len(earlier.pieces) == 1:
-            visit = replace(earlier, pieces=(*earlier.pieces, each))
+            visit = earlier._replace(pieces=(*earlier.pieces, each))
             del found[(each.person, earlier.first.number)]
             found[(each.person, earlier.first.number)] = visit
         else:
@@ -165,8 +172,27 @@ def of_person(
 ) -> list[Message]:
     """What is sent of one person, and of children born meanwhile, in the order sent.
 
+    `mishaps` as `said` takes them; where they are told, nothing else goes wrong on the way.
+    """
+    found = said(profile, person, happenings, days, mishaps)
+    if mishaps is None and profile.noise != CLEAN:
+        found = [one for message in found for one in _on_the_way(profile.noise, message)]
+    return sorted(found, key=in_order)
+
+
+def said(
+    profile: Profile,
+    person: Person,
+    happenings: Sequence[Happening],
+    days: int,
+    mishaps: Mapping[int, Mishap] | None = None,
+) -> list[Message]:
+    """What connected hospitals have to say of one person, each thing once and without delay.
+
     `mishaps` by number of the encounter's first happening; drawn from the noise if None.
     """
+    if not happenings:
+        return []
     renewed = _renewal(profile, person, days) if mishaps is None else None
     by_patient: dict[int, list[Happening]] = {}
     for each in happenings:
@@ -174,14 +200,14 @@ def of_person(
     sender = _Sender(profile, person.number)
     for number, own in by_patient.items():
         patient = person if number == person.number else _child(person, number, own[0])
-        sender.patient(patient, visits(own), renewed, mishaps)
-    return sorted(sender.messages, key=in_order)
+        heard = [each for each in visits(own) if each.first.site < len(profile.sites)]
+        sender.patient(patient, heard, renewed, mishaps)
+    return sender.messages
 
 
 def _child(mother: Person, number: int, birth: Happening) -> Person:
     born = birth.start.astimezone(ZONE).date()
-    return replace(
-        mother,
+    return mother._replace(
         number=number,
         born=born,
         female=number % 2 == 0,
@@ -221,63 +247,52 @@ class _Sender:
         renewed: datetime | None,
         mishaps: Mapping[int, Mishap] | None,
     ) -> None:
+        known = Identity(
+            record_number(person.number), person, (person.card,) if person.card else ()
+        )
+        # The scripted are the same whatever the seed.
+        seed = self._profile.seed if mishaps is None else "cast"
         for visit in sorted(own, key=lambda one: one.first.start):
-            noise = Draws(self._profile.seed, person.number, "noise", visit.first.number)
-            drawn = _mishap(self._profile.noise, noise, visit)
-            mishap = drawn if mishaps is None else mishaps.get(visit.first.number, Mishap())
-            cards = (person.card,) if person.card else ()
+            if mishaps is None:
+                mishap = _mishap(self._profile, visit)
+            else:
+                mishap = mishaps.get(visit.first.number, NO_MISHAP)
+            identity = known
             if person.card and renewed and visit.first.start > renewed:
-                cards = (f"TEST{person.number + RENEWED:08d}", *cards)
-            identity = Identity(record_number(person.number), person, cards)
-            self._visit(visit, identity, mishap, noise, noisy=mishaps is None)
+                card = f"TEST{person.number + RENEWED:08d}"
+                identity = known._replace(cards=(card, person.card))
+            self._visit(visit, identity, mishap, seed)
 
-    def _visit(
-        self, visit: Visit, identity: Identity, mishap: Mishap, noise: Draws, *, noisy: bool
-    ) -> None:
+    def _visit(self, visit: Visit, identity: Identity, mishap: Mishap, seed: object) -> None:
         site = visit.first.site
         used = identity
         if mishap.unidentified:
             used = Identity(visit.number.replace("TEST-V", "TEST-TMP-"), None)
         elif mishap.second_record:
-            used = replace(identity, record=_second(identity, visit), cards=())
+            used = identity._replace(record=_second(identity, visit), cards=())
         self._introduce(site, used, visit.first.start)
-        steps = list(_steps(self._profile, visit, mishap))
-        for number, (at, kind, snapshot) in enumerate(steps):
-            one = self._message(
-                site, at, kind, used, snapshot=snapshot, name=f"{visit.number}.{number}"
-            )
-            if noisy:
-                one = _delayed(self._profile.noise, noise, one)
-            self.messages.append(one)
-            if noisy and noise.chance(self._profile.noise.duplicate):
-                again = replace(one, sent=one.sent + timedelta(seconds=30 + noise.below(600)))
-                self.messages.append(again)
+        for number, (at, kind, snapshot) in enumerate(_steps(seed, visit, mishap)):
+            self._say(site, at, kind, used, f"{visit.number}.{number}", snapshot)
         if mishap.stray:
             self._stray(visit, used)
         for since, undone in _merges(mishap):
             self._introduce(site, identity, since, again=True)
-            gone = replace(used, active=False, replaced_by=identity.record)
+            gone = used._replace(active=False, replaced_by=identity.record)
             self._introduce(site, gone, since + timedelta(seconds=5))
             if undone is not None:
                 self._introduce(site, used, undone, again=True)
         if visit.last.leaving in DEATHS:
-            self._introduce(site, replace(identity, deceased=visit.last.end), visit.last.end)
+            self._introduce(site, identity._replace(deceased=visit.last.end), visit.last.end)
 
     def _stray(self, visit: Visit, used: Identity) -> None:
         """An encounter registered for the wrong patient, and taken back."""
         start = visit.first.start + timedelta(hours=26)
-        wrong = Snapshot(f"{visit.number}-X", "arrived", ((Care.ED, start),), start)
+        wrong = Snapshot(f"{visit.number}{STRAY}", "arrived", ((Care.ED, start),), start)
         site = visit.first.site
-        self.messages.append(
-            self._message(site, start, Kind.ADMIT, used, snapshot=wrong, name=f"{wrong.visit}.0")
-        )
+        self._say(site, start, Kind.ADMIT, used, f"{wrong.visit}.0", wrong)
         later = start + timedelta(hours=3)
-        wrong = replace(wrong, status="entered-in-error")
-        self.messages.append(
-            self._message(
-                site, later, Kind.TAKEN_BACK, used, snapshot=wrong, name=f"{wrong.visit}.1"
-            )
-        )
+        wrong = wrong._replace(status="entered-in-error")
+        self._say(site, later, Kind.TAKEN_BACK, used, f"{wrong.visit}.1", wrong)
 
     def _introduce(
         self, site: int, identity: Identity, at: datetime, *, again: bool = False
@@ -287,22 +302,20 @@ class _Sender:
             return
         self._known[(site, identity.record)] = identity
         name = f"{site}.{identity.record}.{at.isoformat()}"
-        self.messages.append(self._message(site, at, Kind.PATIENT, identity, name=name))
+        self._say(site, at, Kind.PATIENT, identity, name, None)
 
-    def _message(
+    def _say(
         self,
         site: int,
         at: datetime,
         kind: Kind,
         identity: Identity,
-        *,
-        snapshot: Snapshot | None = None,
         name: str,
-    ) -> Message:
-        order = len(self.messages)
-        id_ = code(self._profile.seed, "message", name)
-        return Message(
-            id_, at, at + TRANSMISSION, site, self._lane, order, kind, identity, snapshot
+        snapshot: Snapshot | None,
+    ) -> None:
+        sent, order, seed = at + TRANSMISSION, len(self.messages), self._profile.seed
+        self.messages.append(
+            Message(name, seed, at, sent, site, self._lane, order, kind, identity, snapshot)
         )
 
 
@@ -317,21 +330,27 @@ def _merges(mishap: Mishap) -> Iterator[tuple[datetime, datetime | None]]:
         yield mishap.second_record
 
 
-def _mishap(rates: Noise, noise: Draws, visit: Visit) -> Mishap:
+NO_MISHAP = Mishap()
+
+
+def _mishap(profile: Profile, visit: Visit) -> Mishap:
     """Draws all, whatever the rates, so that a changed rate moves nothing else."""
-    stray, merge, undone = noise.unit(), noise.unit(), noise.unit()
-    temporary, lost, shifted = noise.unit(), noise.unit(), noise.unit()
-    unmapped, day_only = noise.unit(), noise.unit()
-    end = visit.last.end
-    merged = end + timedelta(days=1)
-    back = merged + timedelta(days=2) if undone < rates.merge_undone else None
+    rates = profile.noise
+    if rates == CLEAN:
+        return NO_MISHAP
+    noise = Draws(profile.seed, visit.first.person, "noise", visit.first.number).unit
+    stray, merge, temporary, lost = noise(), noise(), noise(), noise()
+    shifted, unmapped, day_only, undone = noise(), noise(), noise(), noise()
+    if min(stray, merge, temporary, lost, shifted, unmapped, day_only) >= _likeliest(rates):
+        return NO_MISHAP
     known = visit.first.person < NEWBORNS
+    merged = visit.last.end + timedelta(days=1)
+    back = merged + timedelta(days=2) if undone < rates.merge_undone else None
+    identified = visit.first.start + timedelta(hours=20)
     return Mishap(
         stray=stray < rates.void,
         second_record=(merged, back) if merge < rates.merge and known else None,
-        unidentified=visit.first.start + timedelta(hours=20)
-        if temporary < rates.temporary_identity and known
-        else None,
+        unidentified=identified if temporary < rates.temporary_identity and known else None,
         no_discharge=lost < rates.missing_discharge,
         shifted=shifted < rates.wrong_offset,
         unmapped=unmapped < rates.unmapped_class,
@@ -339,23 +358,46 @@ def _mishap(rates: Noise, noise: Draws, visit: Visit) -> Mishap:
     )
 
 
-def _delayed(rates: Noise, noise: Draws, one: Message) -> Message:
-    late, far = noise.unit(), noise.unit()
-    minutes, hours = noise.lognormal(3.0, 1.0), noise.between(6.0, 30.0)
-    wait = 0.0
+@cache
+def _likeliest(rates: Noise) -> float:
+    """What no mishap of an encounter is likelier than."""
+    return max(
+        rates.void,
+        rates.merge,
+        rates.temporary_identity,
+        rates.missing_discharge,
+        rates.wrong_offset,
+        rates.unmapped_class,
+        rates.day_only,
+    )
+
+
+def _on_the_way(rates: Noise, message: Message) -> Iterator[Message]:
+    """A message as it arrives: late perhaps, or twice. Who somebody is comes in time."""
+    if message.encounter is None:
+        yield message
+        return
+    noise = Draws(message.seed, message.name, "way")
+    late, far, twice, size = noise.unit(), noise.unit(), noise.unit(), noise.unit()
     if far < rates.far_out_of_order:
-        wait = 3600 * hours
+        message = _later(message, 3600 * (6.0 + 24.0 * size))
     elif late < rates.out_of_order:
-        wait = 60 * minutes
-    return replace(one, sent=one.sent + timedelta(seconds=round(wait)))
+        message = _later(message, 60 * noise.lognormal(3.0, 1.0))
+    yield message
+    if twice < rates.duplicate:
+        yield _later(message, 30 + 600 * size)
 
 
-def _steps(
-    profile: Profile, visit: Visit, mishap: Mishap
-) -> Iterator[tuple[datetime, Kind, Snapshot]]:
+def _later(message: Message, seconds: float) -> Message:
+    return message._replace(sent=message.sent + timedelta(seconds=round(seconds)))
+
+
+def _steps(seed: object, visit: Visit, mishap: Mishap) -> Iterator[tuple[datetime, Kind, Snapshot]]:
     """The states an encounter is sent in: 3 to 6 for the most."""
-    draws = Draws(profile.seed, visit.first.person, "steps", visit.first.number)
-    early, coded, wait = draws.chance(0.5), draws.chance(0.5), draws.lognormal(6.0, 0.8)
+    draws = Draws(seed, visit.first.person, "steps", visit.first.number)
+    early, coded = draws.chance(0.5), draws.chance(0.5)
+    if mishap.coded_late is not None:
+        early, coded = not mishap.coded_late, mishap.coded_late
     first, last = visit.first, visit.last
     now = Snapshot(
         visit.number,
@@ -374,32 +416,31 @@ def _steps(
     )
     yield first.start, Kind.ADMIT, now
     if mishap.void:
-        yield mishap.void, Kind.TAKEN_BACK, replace(now, status="entered-in-error")
+        yield mishap.void, Kind.TAKEN_BACK, now._replace(status="entered-in-error")
         return
-    if first.leaving is Leaving.CANCELLED:
-        yield first.end, Kind.TAKEN_BACK, replace(now, status="cancelled")
+    if first.leaving is Leaving.CANCELLED and early:
+        yield first.end, Kind.TAKEN_BACK, now._replace(status="cancelled")
         return
     for piece in visit.pieces:
         if piece is not first:
             classes = (*now.classes, (piece.care, piece.start))
             service = piece.service or now.service
-            now = replace(now, status="in-progress", classes=classes, service=service)
+            now = now._replace(status="in-progress", classes=classes, service=service)
             yield piece.start, Kind.TRANSFER, now
         for at, kind, status in _course(piece, draws):
-            now = replace(now, status=status)
+            now = _turned(now, status)
             yield at, kind, now
     if last.leaving is Leaving.REVERTED:
         if last is first:
-            yield last.end, Kind.TAKEN_BACK, replace(now, status="cancelled")
+            yield last.end, Kind.TAKEN_BACK, now._replace(status="cancelled")
             return
         classes = (*now.classes, (Care.ED, last.end))
-        now = replace(now, classes=classes)
+        now = now._replace(classes=classes)
         yield last.end, Kind.TRANSFER, now
     if mishap.no_discharge:
         return
     end = last.end + timedelta(minutes=10) if last.leaving is Leaving.REVERTED else last.end
-    now = replace(
-        now,
+    now = now._replace(
         status="finished",
         end=end,
         leaving=_as_coded(last),
@@ -407,8 +448,13 @@ def _steps(
     )
     yield end, Kind.DISCHARGE, now
     if coded:
-        at = end + timedelta(days=min(wait, 45.0))
-        yield at.replace(microsecond=0), Kind.DISCHARGE, replace(now, code=last.code)
+        at = end + timedelta(days=min(draws.lognormal(6.0, 0.8), 45.0))
+        yield at.replace(microsecond=0), Kind.DISCHARGE, now._replace(code=last.code)
+
+
+def _turned(now: Snapshot, status: str) -> Snapshot:
+    """`now` with another status; `_replace` would cost twice as much, at every step of all."""
+    return Snapshot(now.visit, status, *now[2:])
 
 
 def _as_coded(piece: Happening) -> Leaving:
@@ -419,8 +465,8 @@ def _as_coded(piece: Happening) -> Leaving:
 
 def _course(piece: Happening, draws: Draws) -> Iterator[tuple[datetime, Kind, str]]:
     """Between the first and the last word: triage, seen, another ward, a leave."""
-    length = piece.end - piece.start
     ward, seen = draws.unit(), draws.between(0.3, 0.7)
+    length = piece.end - piece.start
     if piece.care is Care.ED:
         if piece.triaged:
             yield piece.triaged, Kind.ADMIT, "triaged"
@@ -442,8 +488,7 @@ def _course(piece: Happening, draws: Draws) -> Iterator[tuple[datetime, Kind, st
         yield at, Kind.TRANSFER, "in-progress"
 
 
-@dataclass(frozen=True, slots=True)
-class _Silence:
+class _Silence(NamedTuple):
     site: int
     start: datetime
     end: datetime
@@ -464,5 +509,5 @@ def _after(silent: Sequence[_Silence], message: Message) -> Message:
     for each in silent:
         if message.site == each.site and each.start <= message.sent < each.end:
             shift = (message.sent - each.start).total_seconds() / 360
-            return replace(message, sent=each.end + timedelta(seconds=int(shift)))
+            return message._replace(sent=each.end + timedelta(seconds=int(shift)))
     return message

@@ -6,6 +6,7 @@ every resource as a model would cost more than the rest of the simulator.
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
+from functools import cache
 from typing import Any
 
 from services.simulator.draws import code
@@ -36,13 +37,20 @@ _DISPOSITIONS = {
 """demo/region.yaml says what the hospitals' own codes mean."""
 
 
+BOTH_SEASONS = timedelta(hours=-9)
+"""The offsets of winter and summer together."""
+
+
 def stamp(at: datetime, *, shifted: bool = False) -> str:
-    """The local time with its offset; `shifted`: with the offset an hour too far east."""
+    """The local time with its offset; `shifted`: with that of the other season.
+
+    The wall clock is right then, and the instant an hour early in winter, an hour late in summer.
+    """
     local = at.astimezone(ZONE)
     if not shifted:
         return local.isoformat()
-    wrong = local.utcoffset() or timedelta()
-    return (at - timedelta(hours=1)).astimezone(timezone(wrong + timedelta(hours=1))).isoformat()
+    wrong = BOTH_SEASONS - (local.utcoffset() or timedelta())
+    return local.replace(tzinfo=timezone(wrong)).isoformat()
 
 
 def visit_system(site: str) -> str:
@@ -114,7 +122,7 @@ def encounter(site: str, identity: Identity, snapshot: Snapshot, at: datetime) -
     if snapshot.code:
         found["reasonCode"] = [_concept(ICD_10, snapshot.code)]
     if snapshot.end:
-        found["period"]["end"] = stamp(snapshot.end)
+        found["period"]["end"] = stamp(snapshot.end, shifted=wrong)
     hospitalization = _hospitalization(snapshot)
     if hospitalization:
         found["hospitalization"] = hospitalization
@@ -216,11 +224,15 @@ def _logical(type_: str, system: str, value: str) -> Json:
     return {"type": type_, "identifier": {"system": system, "value": value}}
 
 
+@cache
 def _concept(system: str, code_: str) -> Json:
+    """One for all resources that say it, so never to be edited."""
     return {"coding": [{"system": system, "code": code_}]}
 
 
+@cache
 def _class(code_: str, *, unmapped: bool) -> Json:
+    """One for all resources that say it, so never to be edited."""
     if unmapped:
         return {"system": "https://example.ca/class", "code": f"TEST-{code_}"}
     return {"system": ACT_CODE, "code": code_}
@@ -232,7 +244,7 @@ def _history(snapshot: Snapshot) -> list[Json]:
     for (care, since), until in zip(snapshot.classes, ends, strict=True):
         period = {"start": stamp(since, shifted=snapshot.shifted)}
         if until:
-            period["end"] = stamp(until)
+            period["end"] = stamp(until, shifted=snapshot.shifted)
         found.append({"class": _class(care.value, unmapped=snapshot.unmapped), "period": period})
     return found
 

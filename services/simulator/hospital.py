@@ -5,9 +5,9 @@ notification; the second puts its resources. Both send history in batch Bundles.
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import orjson
@@ -15,22 +15,46 @@ import structlog
 
 from services.simulator import fhir
 from services.simulator.door import Door
-from services.simulator.feed import Kind, Message
+from services.simulator.draws import Draws, code
+from services.simulator.feed import STRAY, Kind, Message
 
 LANES = 8
 """Requests of one engine at a time; the messages of a patient share a lane, in order."""
 BATCH = 100
 HELD = "held"
+REFUSED = "refused"
 OUTCOME = "return=OperationOutcome"
 
 
-class Engine:
-    """What one hospital sends, and a tally of what became of it."""
+MISCHIEF = 0.02
+"""Of messages, for each kind of `--misbehave` (assumed)."""
+NO_TOKEN = "TEST-no-token"  # noqa: S105 - what a door must refuse
 
-    def __init__(self, site: str, in_place: bool, door: Door) -> None:
+
+class _Request(NamedTuple):
+    method: str
+    path: str
+    resource: fhir.Json
+
+    @property
+    def body(self) -> bytes:
+        return orjson.dumps(self.resource)
+
+
+class Engine:
+    """What one hospital sends, and a tally of what became of it.
+
+    `misbehaves`: some messages come cut off or with a wrong token before they come right, some
+    come again under a new Bundle id.
+    """
+
+    def __init__(self, site: str, in_place: bool, door: Door, *, misbehaves: bool = False) -> None:
+        self.troubled: dict[str, str] = {}
+        """The visits whose last word was held or refused, and which."""
         self._site = site
         self._in_place = in_place
         self._door = door
+        self._misbehaves = misbehaves
 
     async def deliver(self, messages: Sequence[Message]) -> None:
         """Sends `messages`; returns when each has its answer. Order is kept per patient."""
@@ -52,14 +76,42 @@ class Engine:
 
     async def _one_by_one(self, lane: Sequence[Message]) -> None:
         for message in lane:
-            if not self._in_place and message.kind not in (Kind.PATIENT, Kind.TAKEN_BACK):
-                body = orjson.dumps(fhir.notification(self._site, message))
-                response = await self._door.send("POST", "$process-message", body)
-            else:
-                path, resource = fhir.put(self._site, self._in_place, message)
-                body = orjson.dumps(resource)
-                response = await self._door.send("PUT", path, body, Prefer=OUTCOME)
+            request = self._request(message)
+            mischief = Draws(message.seed, message.name, "mischief") if self._misbehaves else None
+            if mischief and mischief.chance(MISCHIEF):
+                await self._wrong(request, request.body[: len(request.body) // 2])
+            if mischief and mischief.chance(MISCHIEF):
+                await self._wrong(request, request.body, token=NO_TOKEN)
+            response = await self._send(request, request.body)
             self._count(message, response.status_code, _json(response))
+            if mischief and mischief.chance(MISCHIEF) and request.method == "POST":
+                await self._again(request, message)
+
+    def _request(self, message: Message) -> _Request:
+        if not self._in_place and message.kind not in (Kind.PATIENT, Kind.TAKEN_BACK):
+            return _Request("POST", "$process-message", fhir.notification(self._site, message))
+        return _Request("PUT", *fhir.put(self._site, self._in_place, message))
+
+    async def _send(
+        self, request: _Request, body: bytes, token: str | None = None
+    ) -> httpx.Response:
+        prefer = {"Prefer": OUTCOME} if request.method == "PUT" else {}
+        return await self._door.send(request.method, request.path, body, token=token, **prefer)
+
+    async def _wrong(self, request: _Request, body: bytes, token: str | None = None) -> None:
+        response = await self._send(request, body, token)
+        self._door.tally.mischief += 1
+        if response.is_success:
+            self._door.tally.taken += 1
+            structlog.get_logger().warning(
+                "simulator.mischief_taken", site=self._site, method=request.method
+            )
+
+    async def _again(self, request: _Request, message: Message) -> None:
+        """The same under a new Bundle id: accepted as the first, and without effect (HA-46)."""
+        bundle = {**request.resource, "id": code(message.id, "again")}
+        await self._send(request, orjson.dumps(bundle))
+        self._door.tally.mischief += 1
 
     def _count_batch(self, response: httpx.Response, wave: Sequence[Message]) -> None:
         answer = _json(response)
@@ -76,8 +128,13 @@ class Engine:
     def _count(self, message: Message, status: int, said: dict[str, Any]) -> None:
         tally = self._door.tally
         tally.sent += 1
+        visit = message.encounter.visit if message.encounter else None
+        if visit:
+            self.troubled.pop(visit, None)
         if not 200 <= status < 300:
             tally.refused += 1
+            if visit:
+                self.troubled[visit] = REFUSED
             structlog.get_logger().warning(
                 "simulator.refused",
                 site=self._site,
@@ -87,8 +144,48 @@ class Engine:
             )
         elif is_held(said):
             tally.held += 1
+            if visit:
+                self.troubled[visit] = HELD
         else:
             tally.accepted += 1
+
+
+class Truth(NamedTuple):
+    """What really happened, and what became of it at the doors: encounters, not messages."""
+
+    happened: int = 0
+    held: int = 0
+    refused: int = 0
+
+    def plus(self, other: "Truth") -> "Truth":
+        return Truth(
+            self.happened + other.happened,
+            self.held + other.held,
+            self.refused + other.refused,
+        )
+
+    def __str__(self) -> str:
+        known = self.happened - self.held - self.refused
+        return (
+            f"of {self.happened} encounters that happened {known} are taken in, "
+            f"{self.held} held, {self.refused} refused"
+        )
+
+
+def compare(sent: Sequence[Message], engines: Sequence[Engine]) -> Truth:
+    """What became of the encounters of `sent`; one registered by mistake never happened."""
+    visits = {
+        message.encounter.visit
+        for message in sent
+        if message.encounter and not message.encounter.visit.endswith(STRAY)
+    }
+    said = Counter(
+        outcome
+        for engine in engines
+        for visit, outcome in engine.troubled.items()
+        if visit in visits
+    )
+    return Truth(len(visits), said[HELD], said[REFUSED])
 
 
 def waves(messages: Sequence[Message], size: int) -> Iterator[list[Message]]:

@@ -3,8 +3,8 @@
 import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from services.simulator import fhir
 from services.simulator.cast import cast
@@ -13,6 +13,7 @@ from services.simulator.fhir import Json
 from services.simulator.profiles import Profile
 from services.simulator.region import (
     HEALTH_CARD,
+    Flaw,
     Membership,
     Person,
     Restriction,
@@ -41,15 +42,14 @@ BAD_ROWS = tuple(
 """Of the deliberately bad file; with each, something else is wrong."""
 
 
-@dataclass(frozen=True, slots=True)
-class Panel:
+class Panel(NamedTuple):
     clinic: str
     rows: int
     csv: str
 
 
 def panels(profile: Profile) -> list[Panel]:
-    """One file a clinic, a row for each person who is or was on its panel."""
+    """One file a clinic, a row for each person who is or was on its panel; a few are wrong."""
     rows: dict[str, list[tuple[str, ...]]] = {
         clinic_name(index): [] for index in range(profile.clinics)
     }
@@ -95,7 +95,7 @@ def restrictions(
         return
     id_ = f"TEST-consent-{person.number:08d}"
     by_chance = Draws(profile.seed, person.number, "category")
-    for wish in said:
+    for version, wish in enumerate(said, start=1):
         provision: Json | None = None
         match wish.restriction:
             case Restriction.ALL:
@@ -107,23 +107,32 @@ def restrictions(
                 provision = fhir.deny(f"Practitioner/{on[0].nurse if on else 'nurse-a'}")
             case Restriction.NONE:
                 pass
-        yield wish.said, fhir.consent(id_, person.card, wish.said, provision, profile.sites[0])
+        found = fhir.consent(id_, person.card, wish.said, provision, profile.sites[0])
+        found["meta"] = {"versionId": str(version)}
+        yield wish.said, found
 
 
 def _row(person: Person, card: str, membership: Membership) -> tuple[str, ...]:
     physician = "physician" if membership.clinic == "clinic-a" else ""
+    born, nurse = person.born.isoformat(), membership.nurse
+    if membership.flaw is Flaw.BAD:
+        # One of three things that a person at a keyboard gets wrong.
+        fault = person.number % 3
+        card = card[:7] if fault == 0 else card
+        born = f"{born[:5]}13-01" if fault == 1 else born
+        nurse = "nobody" if fault == 2 else nurse
     return (
         HEALTH_CARD,
         card,
         code("local", person.number)[:8].upper(),
         person.family,
         person.given,
-        person.born.isoformat(),
+        born,
         "F" if person.female else "M",
         f"555-01{person.number % 100:02d}",
         person.language,
         "",
-        membership.nurse,
+        nurse,
         physician,
         membership.start.isoformat(),
         membership.end.isoformat() if membership.end else "",

@@ -6,14 +6,13 @@ A person has a lasting tendency to need the emergency department and, now and th
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from enum import StrEnum
 from functools import cache
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from services.simulator.draws import Draws, number
+from services.simulator.draws import Draws, running
 from services.simulator.profiles import Profile
 
 ZONE = ZoneInfo("America/Toronto")
@@ -26,8 +25,6 @@ FAMILY = (
 GIVEN_WOMEN = ("Alba", "Brise", "Clarté", "Dune", "Étoile", "Fougère", "Nacre", "Rosée")
 GIVEN_MEN = ("Ambre", "Cèdre", "Galet", "Lichen", "Orme", "Silex", "Tilleul", "Zéphyr")
 
-SHAPE = 0.60
-"""Of the gamma that a lasting tendency follows."""
 CRISIS_FACTOR = 15.0
 CRISIS_DAYS = 60.0
 YEAR = 365.25
@@ -65,18 +62,26 @@ class Restriction(StrEnum):
     ALL = "all"
 
 
-@dataclass(frozen=True, slots=True)
-class Membership:
+class Flaw(StrEnum):
+    """What is wrong with a row of a panel."""
+
+    STALE = "stale"
+    """The person left long ago."""
+    BAD = "bad"
+    """It cannot be read."""
+
+
+class Membership(NamedTuple):
     """A stay on a clinic's panel, whole days."""
 
     clinic: str
     nurse: str
     start: date
     end: date | None = None
+    flaw: Flaw | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Person:
+class Person(NamedTuple):
     number: int
     segment: Segment
     base: float
@@ -99,7 +104,7 @@ class Person:
 
 
 @cache
-def calm_rate(segment: Segment) -> float:
+def calm_rate(segment: Segment, shape: float) -> float:
     """`r`: visits a year of a person of tendency 1 outside a crisis, so that the mean holds.
 
     E[base (1 + 14 p(base))] by the midpoint rule on a grid of the gamma's square root, where
@@ -110,47 +115,53 @@ def calm_rate(segment: Segment) -> float:
     for step in range(steps):
         root = (step + 0.5) * top / steps
         base = root * root
-        density = root ** (2 * SHAPE - 1) * math.exp(-SHAPE * base)
+        density = math.exp((2 * shape - 1) * math.log(root) - shape * base)
         weight += density
-        total += density * base * (1 + (CRISIS_FACTOR - 1) * crisis_share(segment, base))
+        total += density * base * (1 + (CRISIS_FACTOR - 1) * crisis_share(segment, base, shape))
     return round(segment.mean * weight / total, 9)
 
 
-def crisis_hazard(segment: Segment, base: float) -> float:
+@cache
+def _mean_root(shape: float) -> float:
+    """E[sqrt(base)]."""
+    return math.exp(math.lgamma(shape + 0.5) - math.lgamma(shape)) / math.sqrt(shape)
+
+
+def crisis_hazard(segment: Segment, base: float, shape: float) -> float:
     """Crises a year of a person of tendency `base` who is in none."""
-    mean_root = math.gamma(SHAPE + 0.5) / math.gamma(SHAPE) / math.sqrt(SHAPE)
-    return segment.hazard * math.sqrt(base) / mean_root
+    return segment.hazard * math.sqrt(base) / _mean_root(shape)
 
 
-def crisis_share(segment: Segment, base: float) -> float:
+def crisis_share(segment: Segment, base: float, shape: float) -> float:
     """Share of time such a person spends in crisis."""
-    on, off = crisis_hazard(segment, base), YEAR / CRISIS_DAYS
+    on, off = crisis_hazard(segment, base, shape), YEAR / CRISIS_DAYS
     return on / (on + off)
 
 
-def person(profile: Profile, number_: int) -> Person:
-    """The person of that number; the same whatever the size of the region (SIM-05)."""
-    draws = Draws(profile.seed, number_, "person")
-    segment = COMPLEX if draws.chance(COMPLEX_SHARE) else GENERAL
-    base = draws.gamma(SHAPE)
+_AGES = ((0, 18), (18, 45), (45, 65), (65, 75), (75, 97))
+_AGE_SHARES = running((0.19, 0.35, 0.26, 0.11, 0.09))
+
+
+def person(profile: Profile, number: int) -> Person:
+    """The person of that number; the same whatever the size of the region (SIM-05).
+
+    The usual hospital is drawn last, by rendezvous: one hospital more draws once more, takes
+    its share of people and moves nobody else.
+    """
+    draws = Draws(profile.seed, number, "person")
+    segment = COMPLEX if draws.unit() < COMPLEX_SHARE else GENERAL
+    base = draws.gamma(profile.shape)
     age = _age(draws, segment)
-    female = draws.chance(0.62 if segment is COMPLEX else 0.505)
+    female = draws.unit() < (0.62 if segment is COMPLEX else 0.505)
     tags = _tags(draws, segment, age)
     family = draws.one_of(FAMILY)
     given = draws.one_of(GIVEN_WOMEN if female else GIVEN_MEN)
-    return Person(
-        number=number_,
-        segment=segment,
-        base=base,
-        born=profile.start - timedelta(days=int(age * YEAR) + draws.below(365)),
-        female=female,
-        family=family,
-        given=given,
-        language="fr" if draws.chance(0.8) else "en",
-        tags=tags,
-        card=None if draws.chance(0.01) else f"TEST{number_:08d}",
-        home=_home(profile, number_),
-    )
+    born = profile.start - timedelta(days=int(age * YEAR) + draws.below(365))
+    language = "fr" if draws.unit() < 0.8 else "en"
+    card = None if draws.unit() < 0.01 else f"TEST{number:08d}"
+    weight = [draws.unit() for _ in profile.hospitals]
+    home = weight.index(max(weight))
+    return Person(number, segment, base, born, female, family, given, language, tags, card, home)
 
 
 def people(profile: Profile) -> Iterator[Person]:
@@ -161,93 +172,115 @@ def people(profile: Profile) -> Iterator[Person]:
 def _age(draws: Draws, segment: Segment) -> float:
     if segment is COMPLEX:
         return min(max(56 + 21 * draws.normal(), 1.0), 98.0)
-    low, high = ((0, 18), (18, 45), (45, 65), (65, 75), (75, 97))[
-        draws.weighted((0.19, 0.35, 0.26, 0.11, 0.09))
-    ]
+    low, high = _AGES[draws.weighted(_AGE_SHARES)]
     return draws.between(low, high)
 
 
 def _tags(draws: Draws, segment: Segment, age: float) -> frozenset[Tag]:
+    mental, lung, pain, frail = draws.unit(), draws.unit(), draws.unit(), draws.unit()
     complex_ = segment is COMPLEX
-    drawn = {
-        Tag.MENTAL_HEALTH: draws.chance(0.73 if complex_ else 0.15),
-        Tag.LUNG_OR_HEART: draws.chance(0.35 if complex_ else 0.08) and age >= 45,
-        Tag.PAIN: draws.chance(0.4 if complex_ else 0.12) and age >= 18,
-        Tag.FRAIL: draws.chance(0.6 if complex_ else 0.3) and age >= 75,
-    }
-    return frozenset(tag for tag, there in drawn.items() if there)
+    found = []
+    if mental < (0.73 if complex_ else 0.15):
+        found.append(Tag.MENTAL_HEALTH)
+    if lung < (0.35 if complex_ else 0.08) and age >= 45:
+        found.append(Tag.LUNG_OR_HEART)
+    if pain < (0.4 if complex_ else 0.12) and age >= 18:
+        found.append(Tag.PAIN)
+    if frail < (0.6 if complex_ else 0.3) and age >= 75:
+        found.append(Tag.FRAIL)
+    return frozenset(found)
 
 
-def _home(profile: Profile, number_: int) -> int:
-    """By rendezvous: a hospital more takes its share of people and moves nobody else."""
-    weight = [number(2**32, profile.seed, number_, "home", site) for site in profile.sites]
-    return weight.index(max(weight))
-
-
+@cache
 def clinic_name(index: int) -> str:
     return f"clinic-{chr(97 + index) if index < 26 else index + 1}"
 
 
+@cache
 def nurse_name(index: int) -> str:
     return f"nurse-{chr(97 + index) if index < 26 else index + 1}"
 
 
-def memberships(profile: Profile, number_: int) -> tuple[Membership, ...]:
+def memberships(profile: Profile, number: int) -> tuple[Membership, ...]:
     """The panels a person is on, from a year before the simulated time (assumed shares)."""
-    draws = Draws(profile.seed, number_, "panel")
-    joined = profile.start - timedelta(days=365 + draws.below(365))
-    first, second = draws.below(profile.clinics), draws.below(profile.clinics)
-    nurses = draws.below(profile.nurses), draws.below(profile.nurses)
-    changes, day = draws.chance(profile.clinic_changed), draws.below(profile.days or 1)
-    where = draws.unit()
-
-    def on(clinic: int, nurse: int, start: date, end: date | None = None) -> Membership:
-        here = range(clinic, profile.nurses, profile.clinics)
-        keeper = here[nurse % len(here)] if here else clinic % profile.nurses
-        return Membership(clinic_name(clinic), nurse_name(keeper), start, end)
-
+    draws = Draws(profile.seed, number, "panel")
+    where, joined, first = draws.unit(), draws.unit(), draws.below(profile.clinics)
+    nurse, changed, flawed = draws.unit(), draws.exponential(), draws.unit()
+    since = profile.start - timedelta(days=365 + int(joined * 365))
     if where >= profile.panel_one + profile.panel_two:
-        return ()
-    if changes and profile.clinics > 1:
-        moved = profile.start + timedelta(days=day)
-        other = (first + 1) % profile.clinics
+        if flawed >= profile.noise.panel_stale:
+            return ()
+        left = profile.start - timedelta(days=30 + int(changed * 100) % 300)
+        return (_on(profile, first, nurse, since, left, Flaw.STALE),)
+    flaw = Flaw.BAD if flawed < profile.noise.panel_bad else None
+    if profile.clinics == 1:
+        return (_on(profile, first, nurse, since, flaw=flaw),)
+    other, second = (first + 1 + draws.below(profile.clinics - 1)) % profile.clinics, draws.unit()
+    if where >= profile.panel_one:
         return (
-            on(first, nurses[0], joined, moved - timedelta(days=1)),
-            on(other, nurses[1], moved),
+            _on(profile, first, nurse, since, flaw=flaw),
+            _on(profile, other, second, since),
         )
-    found = [on(first, nurses[0], joined)]
-    if where >= profile.panel_one and profile.clinics > 1:
-        other = second if second != first else (first + 1) % profile.clinics
-        found.append(on(other, nurses[1], joined))
-    return tuple(found)
+    if 0 < profile.clinic_changed < 1:
+        day = int(changed / -math.log(1 - profile.clinic_changed) * 365)
+        if day < profile.days:
+            moved = profile.start + timedelta(days=day)
+            return (
+                _on(profile, first, nurse, since, moved - timedelta(days=1), flaw),
+                _on(profile, other, second, moved),
+            )
+    return (_on(profile, first, nurse, since, flaw=flaw),)
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+def _on(
+    profile: Profile,
+    clinic: int,
+    nurse: float,
+    start: date,
+    end: date | None = None,
+    flaw: Flaw | None = None,
+) -> Membership:
+    """On the panel of a clinic, with one of its own nurses if it has any."""
+    here = range(clinic, profile.nurses, profile.clinics)
+    keeper = here[int(nurse * len(here))] if here else clinic % profile.nurses
+    return Membership(clinic_name(clinic), nurse_name(keeper), start, end, flaw)
+
+
+class Wish(NamedTuple):
     """What a person said of sharing, and when."""
 
     restriction: Restriction
     said: datetime
 
 
-def wishes(profile: Profile, number_: int) -> tuple[Wish, ...]:
+_RESTRICTIONS = (Restriction.CATEGORY, Restriction.NAMED, Restriction.ALL)
+
+
+def wishes(profile: Profile, number: int) -> tuple[Wish, ...]:
     """What a person said of sharing, oldest first; () for the most, who restrict nothing."""
-    draws = Draws(profile.seed, number_, "consent")
-    kinds = (Restriction.CATEGORY, Restriction.NAMED, Restriction.ALL)
-    shares = (profile.deny_category, profile.deny_named, profile.deny_all)
-    drawn = draws.weighted((*shares, max(1 - math.fsum(shares), 0.0)))
-    first = _morning(profile.start - timedelta(days=30 + draws.below(300)), draws.below(28_800))
-    found = [Wish(kinds[drawn], first)] if drawn < len(kinds) else []
-    changed = draws.exponential() / profile.consent_changed_rate if _changes(profile) else math.inf
-    second, kind = draws.below(28_800), draws.below(3)
-    if changed < profile.days / YEAR:
-        said = _morning(profile.start + timedelta(days=int(changed * YEAR)), second)
-        found.append(Wish(Restriction.NONE if found else kinds[kind], said))
+    draws = Draws(profile.seed, number, "consent")
+    kind, wait = draws.unit(), draws.exponential()
+    drawn, below = None, 0.0
+    for restriction, share in zip(
+        _RESTRICTIONS,
+        (profile.deny_category, profile.deny_named, profile.deny_all),
+        strict=True,
+    ):
+        below += share
+        if drawn is None and kind < below:
+            drawn = restriction
+    changes = wait < profile.consent_changed_rate * profile.days / YEAR
+    if drawn is None and not changes:
+        return ()
+    day, second = 30 + draws.below(300), draws.below(28_800)
+    other, later = draws.one_of(_RESTRICTIONS), draws.below(28_800)
+    found = []
+    if drawn is not None:
+        found.append(Wish(drawn, _morning(profile.start - timedelta(days=day), second)))
+    if changes:
+        on = profile.start + timedelta(days=int(wait / profile.consent_changed_rate * YEAR))
+        found.append(Wish(Restriction.NONE if found else other, _morning(on, later)))
     return tuple(found)
-
-
-def _changes(profile: Profile) -> bool:
-    return profile.consent_changed_rate > 0
 
 
 def _morning(day: date, second: int) -> datetime:

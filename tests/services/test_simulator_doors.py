@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,14 @@ import pytest
 from fastapi import FastAPI, Request, Response
 
 from services.plumbing.clock import Clock, drive
-from services.simulator import cast, flow, papers
-from services.simulator.clinic import Emr, record_consents, upload_panel
+from services.plumbing.region import load
+from services.simulator import cast, flow, papers, sending
+from services.simulator.clinic import Emr, keep_up, record_consents, upload_panel, working
 from services.simulator.door import Door
-from services.simulator.feed import Kind, Message, feed
-from services.simulator.hospital import Engine
+from services.simulator.feed import STRAY, Kind, Message, feed
+from services.simulator.hospital import Engine, Truth, compare
 from services.simulator.profiles import SimulateError, profile
+from services.simulator.region import ZONE
 from tests.web.serving import served
 
 Answer = Callable[["Seen"], Response | None]
@@ -50,6 +53,8 @@ class Neighbour:
     seen: list[Seen] = field(default_factory=list)
     faults: list[Answer] = field(default_factory=list)
     """Each is asked in turn; the first that gives an answer is used up."""
+    otherwise: Answer = lambda _: None
+    """Asked when no fault answers, as often as it comes to that."""
     notice: Callable[[], None] = lambda: None
     """Called when something has come."""
     most_at_once: int = 0
@@ -88,6 +93,9 @@ class Neighbour:
             if answer is not None:
                 self.faults.remove(fault)
                 return answer
+        usual = self.otherwise(one)
+        if usual is not None:
+            return usual
         if one.method == "POST" and one.body.startswith(b'{"resourceType":"Bundle","type":"batch"'):
             entries = [{"response": {"status": "200 OK"}} for _ in one.json["entry"]]
             return reply(200, {"resourceType": "Bundle", "entry": entries})
@@ -240,7 +248,7 @@ async def test_a_token_refused_again_is_counted_as_refused(messages: list[Messag
 
 
 async def test_order_is_kept_per_patient_also_through_faults(messages: list[Message]) -> None:
-    sent = at(messages, 1)[:200]
+    sent = at(messages, 1)[:150]
     faults = [once(503) for _ in range(9)]
     neighbour = Neighbour(faults=[*faults, once(429, Retry_After="0")])
     async with door_to(neighbour) as door:
@@ -253,7 +261,7 @@ async def test_order_is_kept_per_patient_also_through_faults(messages: list[Mess
     for times in arrived.values():
         assert times == sorted(times, key=datetime.fromisoformat)
     assert 2 <= neighbour.most_at_once <= 8
-    assert door.tally.accepted == 200
+    assert door.tally.accepted == 150
 
 
 async def test_history_goes_in_bundles_and_is_counted_entry_by_entry(
@@ -284,6 +292,80 @@ async def test_a_bundle_refused_as_a_whole_is_counted_for_each_entry(
     async with door_to(neighbour) as door:
         await Engine("hospital-b", True, door).backfill(at(messages, 1), lambda _: None)
     assert door.tally.refused == len(neighbour.seen[0].json["entry"])
+
+
+async def test_what_became_of_it_is_told_against_the_truth(messages: list[Message]) -> None:
+    """SIM-08: by the last word of each encounter; what never happened is not missed."""
+    region = profile("demo", people=150, clean=True, void=1.0)
+    sent = at(feed(region, 365), 1)
+    last = {each.encounter.visit: each for each in sent if each.encounter}
+    happened = [visit for visit in last if not visit.endswith(STRAY)]
+    first, second = happened[:2]
+
+    def refuse_last(one: Seen) -> Response | None:
+        ended = one.path == f"Encounter/{first}" and one.json["status"] == "finished"
+        return reply(422) if ended else None
+
+    def refuse_first(one: Seen) -> Response | None:
+        return reply(422) if one.path == f"Encounter/{second}" else None
+
+    said_last = [each for each in sent if each.encounter and each.encounter.visit == first]
+    again = sum(each.encounter.status == "finished" for each in said_last if each.encounter)
+    neighbour = Neighbour(faults=[refuse_first, *[refuse_last] * again])
+    async with door_to(neighbour) as door:
+        engine = Engine("hospital-b", True, door)
+        await engine.deliver(sent)
+    assert len(last) == 2 * len(happened)
+    assert compare(sent, [engine]) == Truth(len(happened), held=0, refused=1)
+    assert str(compare(sent, [engine])).endswith("0 held, 1 refused")
+
+
+async def test_mischief_is_done_besides_and_each_message_still_arrives_right(
+    messages: list[Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIM-08, `--misbehave`: bodies cut off, wrong tokens, resends under a new Bundle id."""
+    monkeypatch.setattr("services.simulator.hospital.MISCHIEF", 0.3)
+
+    def strict(one: Seen) -> Response | None:
+        try:
+            json.loads(one.body)
+        except ValueError:
+            return reply(400)
+        return reply(401) if one.token == "TEST-no-token" else None
+
+    sent = at(messages, 0)[:120]
+    neighbour = Neighbour(otherwise=strict)
+    async with door_to(neighbour) as door:
+        engine = Engine("hospital-a", False, door, misbehaves=True)
+        await engine.deliver(sent)
+    tally = door.tally
+    assert (tally.sent, tally.accepted, tally.refused, tally.retried) == (120, 120, 0, 0)
+    whole = [one for one in neighbour.seen if one.body.endswith(b"}") and _parses(one.body)]
+    right = [one for one in whole if one.token != "TEST-no-token"]
+    ids = Counter(one.json["id"] for one in right if one.path == "$process-message")
+    assert set(ids.values()) == {1}
+    notified = sum(each.kind is not Kind.PATIENT for each in sent)
+    assert len(ids) > notified
+    assert len(whole) < len(neighbour.seen)
+    assert len(right) < len(whole)
+    assert tally.mischief == len(neighbour.seen) - 120
+    assert tally.taken == 0
+    assert f"wrong on purpose {tally.mischief} (taken 0)" in str(tally)
+
+
+def _parses(body: bytes) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(json.loads(body))
+    return False
+
+
+async def test_a_door_that_takes_mischief_is_told_of(
+    messages: list[Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.simulator.hospital.MISCHIEF", 1.0)
+    async with door_to(Neighbour()) as door:
+        await Engine("hospital-b", True, door, misbehaves=True).deliver(at(messages, 1)[:5])
+    assert door.tally.taken == door.tally.mischief == 10
 
 
 async def test_panels_and_consents_reach_the_clinics_door() -> None:
@@ -342,6 +424,131 @@ async def test_the_emr_follows_the_pages_of_a_search() -> None:
     assert neighbour.seen[1].path == "fhir/Task?page=x%2By"
 
 
+def test_a_nurse_answers_in_working_hours() -> None:
+    """simulator.md section 3; Friday 6 March to Monday 9 March 2026, the clock changes between."""
+    friday = datetime(2026, 3, 6, 14, 30, tzinfo=ZONE)
+    hour = timedelta(hours=1)
+    assert working(friday, hour) == friday + hour
+    assert working(friday, 2 * hour) == datetime(2026, 3, 9, 8, 30, tzinfo=ZONE)
+    assert working(friday.replace(hour=3), 4 * hour) == friday.replace(hour=12, minute=0)
+    assert working(friday + timedelta(days=1), 9 * hour) == datetime(2026, 3, 10, 9, tzinfo=ZONE)
+
+
+async def test_the_emr_takes_a_card_on_some_working_hours_after_it_came(tmp_path: Path) -> None:
+    """And one in twenty never: none here, where `never` is 0; none at all where it is 1."""
+    clock = Clock(tmp_path / "clock.json")
+    began = datetime(2026, 3, 2, 13, tzinfo=UTC)
+    drive(tmp_path / "clock.json", began, 0)
+    task = {
+        "resourceType": "Task",
+        "id": "c1",
+        "status": "requested",
+        "meta": {"versionId": "1", "lastUpdated": "2026-03-02T13:00:00Z"},
+    }
+    looked, taken = asyncio.Event(), asyncio.Event()
+
+    def answer(one: Seen) -> Response:
+        (taken if one.method == "PATCH" else looked).set()
+        entry = [{"resource": task}]
+        return reply(200, {"resourceType": "Bundle", "entry": entry, "link": []})
+
+    for never, expected in ((0.0, True), (1.0, False)):
+        looked.clear()
+        taken.clear()
+        drive(tmp_path / "clock.json", began, 0)
+        neighbour = Neighbour(otherwise=answer)
+        async with door_to(neighbour, "clinic-c-emr") as door:
+            keeping = asyncio.create_task(keep_up(Emr(door), clock, 1, never, every=0.005))
+            for _ in range(2):  # at the second look, what the first showed has been considered
+                await asyncio.wait_for(looked.wait(), 30)
+                looked.clear()
+            assert not taken.is_set()
+            drive(tmp_path / "clock.json", began + timedelta(days=60), 0)
+            looked.clear()
+            await asyncio.wait_for(looked.wait(), 30)
+            if expected:
+                await asyncio.wait_for(taken.wait(), 30)
+            keeping.cancel()
+            await asyncio.wait({keeping})
+        assert taken.is_set() is expected
+
+
+# A region sent to a door that takes everything, as fast as it does
+
+
+async def a_sending(
+    neighbour: Neighbour, bookmark: Path, people: int = 450, *, stop: asyncio.Event | None = None
+) -> sending.Account | None:
+    """Sends a clean region; None if stopped before its end."""
+    region = profile("demo", people=people, clean=True, cast=False, clinics=1)
+    now = datetime(2026, 11, 24, tzinfo=UTC)
+    async with served(neighbour.app()) as url:
+        urls = {"ingest": f"{url}/ingest/fhir", "notify": f"{url}/notify"}
+        task = asyncio.create_task(
+            sending.send(region, urls, Tokens(), bookmark, lambda *_: None, now)
+        )
+        stopping = asyncio.create_task((stop or asyncio.Event()).wait())
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if task.done():
+            return task.result()
+        task.cancel()
+        await asyncio.wait({task})
+        return None
+
+
+async def test_a_region_is_sent_whole_and_accounted_for(tmp_path: Path) -> None:
+    """SIM-07 (speed 0), SIM-08"""
+    neighbour = Neighbour()
+    account = await a_sending(neighbour, tmp_path / "mark")
+    assert account is not None
+    region = profile("demo", people=450, clean=True, cast=False, clinics=1)
+    due = [each for each in feed(region, region.days) if each.at < cast.live(region)]
+    assert account.tally.sent == account.tally.accepted == len(due)
+    visits = {each.encounter.visit for each in due if each.encounter}
+    assert account.truth == Truth(len(visits))
+    assert str(account).startswith(f"sent {len(due)}, accepted {len(due)}, held 0, refused 0")
+    assert neighbour.seen[0].path.startswith("notify/panel?")
+    assert not (tmp_path / "mark").exists()
+
+
+async def test_a_sending_that_was_interrupted_goes_on_after_what_was_answered(
+    tmp_path: Path,
+) -> None:
+    """SIM-08: with the same ids, so that what is sent again has no effect."""
+    whole, halves = Neighbour(), Neighbour()
+    await a_sending(whole, tmp_path / "whole")
+    stop = asyncio.Event()
+
+    def look() -> None:
+        if (tmp_path / "mark").exists():
+            stop.set()
+
+    halves.notice = look
+    assert await a_sending(halves, tmp_path / "mark", stop=stop) is None
+    before = len(halves.seen)
+    halves.notice = lambda: None
+    assert await a_sending(halves, tmp_path / "mark") is not None
+    later = halves.seen[before:]
+    assert not any("panel?" in one.path for one in later)
+    assert before > 200
+    assert len(later) < len(whole.seen) - 200
+    assert {one.body for one in halves.seen} == {one.body for one in whole.seen}
+
+
+async def test_a_region_whose_time_is_not_over_is_not_sent(tmp_path: Path) -> None:
+    region = profile("demo", people=1, start=datetime(2026, 1, 1, tzinfo=UTC).date())
+    with pytest.raises(SimulateError, match="parameter start"):
+        await sending.send(
+            region,
+            {"ingest": "", "notify": ""},
+            Tokens(),
+            tmp_path / "mark",
+            lambda *_: None,
+            datetime(2026, 11, 24, tzinfo=UTC),
+        )
+
+
 # The whole play, before a door that takes everything
 
 
@@ -372,10 +579,11 @@ class Stage:
             look()
 
         self.neighbour.notice = look
-        flow.prepare(self.clock)
+        region = flow.demo(seed)
+        flow.prepare(region, self.clock)
         async with served(self.neighbour.app()) as url:
             urls = {"ingest": f"{url}/ingest/fhir", "notify": f"{url}/notify"}
-            await flow.play(seed, urls, Tokens(), self.clock, hear, stop, speed=speed)
+            await flow.play(region, urls, Tokens(), self.clock, hear, stop, speed=speed)
 
     def reached(self) -> datetime:
         """All that was to be sent before this has its answer."""
@@ -414,7 +622,7 @@ async def test_before_anything_starts_the_clock_stands_where_the_region_goes_liv
 ) -> None:
     """SIM-07"""
     file = tmp_path / "clock.json"
-    flow.prepare(file)
+    flow.prepare(flow.demo(2018), file)
     assert Clock(file).now() == live() - flow.WEEKS
     assert json.loads(file.read_bytes())["speed"] == 0
 
@@ -463,7 +671,7 @@ async def test_a_clock_left_running_by_a_crash_goes_on_from_the_bookmark(stage: 
     drive(stage.clock, stopped, flow.SPEED * 1e6)
     await asyncio.sleep(0.02)
     assert Clock(stage.clock).now() > stopped + timedelta(days=300)
-    flow.prepare(stage.clock)
+    flow.prepare(flow.demo(2018), stage.clock)
     assert abs(Clock(stage.clock).now() - stopped) < timedelta(hours=3)
 
 
@@ -488,6 +696,27 @@ async def test_data_of_another_seed_is_refused_by_name(stage: Stage) -> None:
     await stage.play_until(stage.says("Sending"))
     with pytest.raises(SimulateError, match="seed 7: this data belongs to seed 2018"):
         await stage.play_until(lambda: False, seed=7)
+    with pytest.raises(SimulateError, match="of other parameters"):
+        flow.prepare(flow.demo(2018, effect=0.2), stage.clock)
+
+
+async def test_at_speed_0_the_region_lives_as_fast_as_it_is_taken_in(stage: Stage) -> None:
+    """SIM-07: the clock is moved on to what is sent, never behind it."""
+    beyond = live() + timedelta(days=3)
+    await stage.play_until(lambda: stage.reached() >= beyond, speed=0)
+    assert any("as fast as it is taken in" in text for text in stage.said)
+    assert Clock(stage.clock).now() >= beyond
+    visits = {each["identifier"][0]["value"] for each in stage.encounters()}
+    assert "TEST-V90000001-04" in visits
+    assert re.search(r"; of \d+ encounters that happened \d+ are taken in", stage.said[-1])
+
+
+def test_another_start_has_a_region_file_that_says_so(tmp_path: Path) -> None:
+    """SIM-07: `--start`; coverage is stated from that day."""
+    region = flow.demo(2018, start=datetime(2027, 1, 4, tzinfo=UTC).date())
+    file = flow.region_file(region, tmp_path)
+    assert {site.data_from for site in load(file).sites if site.connected} == {region.start}
+    assert flow.region_file(flow.demo(2018), tmp_path) == flow.REGION_FILE
 
 
 async def test_what_the_region_says_of_a_patient_is_never_ahead_of_its_clock(
