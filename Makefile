@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 export UV_SYSTEM_CERTS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check bench bench-simulator calibrate format contracts consent-proof clean
+.PHONY: help install demo up test check bench bench-simulator calibrate format contracts consent-proof oracle mutate-counting clean
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,12 @@ calibrate: install ## Print the simulated region beside what was published (docs
 
 consent-proof: install ## Prove the consent engine: cases, properties, time, planted faults (N=50000)
 	@nice $(BIN)/python -m tests.consent.proof --examples $(or $(N),50000)
+
+oracle: install ## Compare counting with the independent oracle (N=200000 PEOPLE=2000)
+	@nice $(BIN)/python -m tests.counting.compare --histories $(or $(N),200000) --people $(or $(PEOPLE),0)
+
+mutate-counting: install ## Plant faults in the rules of counting; each must be caught
+	@nice $(BIN)/python -m tests.counting.proof --report docs/counting-proof.md
 
 clean: ## Remove what was made here
 	@rm -rf $(VENV) .tooling .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache

@@ -511,10 +511,11 @@ class Oracle:
         )
 
     def nights(self, group: list[Plain]) -> list[datetime]:
-        """Its local midnights; of an open episode as long as any window can see it begin."""
+        """Its local midnights, for as long as any window can see it begin."""
         if group[0]["kind"] != "hospital":
             return []
-        end = last_end(group) or anchor(group) + timedelta(days=self.policy["window"]["days"] + 1)
+        seen = anchor(group) + timedelta(days=self.longest)
+        end = min(last_end(group) or seen, seen)
         day = self.local(anchor(group))
         found: list[datetime] = []
         while True:
@@ -592,11 +593,17 @@ class Oracle:
         )
 
     @cached_property
+    def longest(self) -> int:
+        """Days of the longest window."""
+        days: int = self.policy["window"]["days"]
+        return max(
+            [days, *(self.length(c) for _, _, clauses in self.conditions() for c in clauses)]
+        )
+
+    @cached_property
     def lookback(self) -> timedelta:
         """How far an explanation reaches: all windows of the longest clause."""
-        own = [self.length(c) for _, _, clauses in self.conditions() for c in clauses]
-        longest = max([self.policy["window"]["days"], *own])
-        return timedelta(days=longest * self.policy["window"]["consecutive"])
+        return timedelta(days=self.longest * self.policy["window"]["consecutive"])
 
     def next_change(self, at: datetime) -> tuple[Any, ...] | None:
         now = (self.seen(at), self.counts(at))

@@ -140,12 +140,12 @@ RULES = ["", "", "", VARIANT]
 
 def a_rule(chance: random.Random) -> str:
     """The default, a second one, or one of a thousand of the full language."""
-    if chance.random() < 0.6:
+    if chance.random() < 0.7:
         return chance.choice(RULES)
     return _any_rule(chance.randrange(1000))
 
 
-MEASURES = [*["ed_visits"] * 5, *["hospital_episodes"] * 3, "ed_sites", "hospital_days"]
+MEASURES = [*["ed_visits"] * 9, *["hospital_episodes"] * 6, *["ed_sites"] * 4, "hospital_days"]
 DAYS = [365, 365, 180, 90, 60, 30, 7]
 
 
