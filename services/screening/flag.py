@@ -13,7 +13,16 @@ from enum import StrEnum
 from uuid import UUID
 
 from services.screening import episodes, measures, why
-from services.screening.ledger import VOID, Disposition, History, Ledger, gather, in_force
+from services.screening.ledger import (
+    VOID,
+    Disposition,
+    History,
+    Ledger,
+    Link,
+    gather,
+    in_force,
+    survivor,
+)
 from services.screening.measures import Counted
 from services.screening.policy import Clause, Measure, Policy
 from services.screening.why import Judged, Why
@@ -512,8 +521,8 @@ def notice(history: History, key: UUID, standing: Standing, policy: Policy) -> N
         completed = instant
     if completed is None:
         return Notice.QUIET
-    if any(k.recorded == completed and k.active for k in history.links):
-        was_flagged = _flagged_before(history, completed, policy)
+    if merges := [k for k in history.links if k.recorded == completed and k.active]:
+        was_flagged = any(_flagged_before(history, merged, policy) for merged in merges)
         return Notice.QUIET if was_flagged else Notice.ALERT
     if completed - standing.since > policy.alert_max_age:
         return Notice.QUIET
@@ -531,12 +540,15 @@ def _as_known(
     return None if ledger is None else stand(ledger, policy, at)
 
 
-def _flagged_before(history: History, merged: datetime, policy: Policy) -> bool:
-    """Whether any of the merged keys was flagged just before they became one (CR-34)."""
-    before = merged - timedelta(microseconds=1)
-    keys = {p.key for p in history.persons}
+def _flagged_before(history: History, merged: Link, policy: Policy) -> bool:
+    """Whether one of the two keys was flagged just before they became one (CR-34); a third that
+    was with them once says nothing.
+    """
+    before = merged.recorded - timedelta(microseconds=1)
+    into = in_force(history.at(before).links)
+    keys = {survivor(merged.retired, into), survivor(merged.surviving, into)}
     return any(
         standing is not None and standing.state is State.FLAGGED
         for key in keys
-        for standing in [_as_known(history, key, before, merged, policy)]
+        for standing in [_as_known(history, key, before, merged.recorded, policy)]
     )
