@@ -103,7 +103,8 @@ _OF_PATIENT = text(
 
 
 @asynccontextmanager
-async def _auditing(url: str) -> AsyncIterator[Tx]:
+async def as_auditor(url: str) -> AsyncIterator[Tx]:
+    """One transaction of the auditor's role; what it adds to the audit is notify's."""
     engine = create_async_engine(driver_url(url), hide_parameters=True)
     try:
         async with engine.begin() as tx:
@@ -135,7 +136,7 @@ async def report(
     if known.person(by) is None:
         raise SettingsError(f"--by {by}: is nobody in {file}")
     now = Clock(said.clock).now()
-    async with _auditing(database_of(said, data_dir)) as tx:
+    async with as_auditor(database_of(said, data_dir)) as tx:
         lines = account.account(await records_of(tx, patients))
         trail = Trail(at=now, agent=by, agent_kind="person", roles=("privacy",))
         name = "disclosures-and-refusals" if privacy else "disclosures"

@@ -23,6 +23,7 @@ from services.cli import (
     postgres,
     purging,
     rekeying,
+    reviewing,
     tokens,
     whatif,
 )
@@ -38,6 +39,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+auditing.commands.command("review")(reviewing.review_)
+auditing.commands.command("affected")(reviewing.affected_)
 app.add_typer(auditing.commands, name="audit")
 app.add_typer(rekeying.commands, name="keys")
 app.command("purge")(purging.purge_)
