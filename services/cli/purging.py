@@ -203,6 +203,8 @@ PEOPLE = Kind(
         *(
             f"delete from {table} where {column} in (select key from part0)"  # noqa: S608 - constants
             for table, column in (
+                ("ingest.patient_version", "key"),
+                ("screening.restated", "key"),
                 ("screening.patient", "key"),
                 ("screening.person_version", "key"),
                 ("screening.link_version", "retired"),
