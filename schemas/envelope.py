@@ -4,7 +4,8 @@ The attributes are those of CloudEvents 1.0; `subject` is the patient key, so th
 carrier can keep the events of one patient in order without reading the data.
 """
 
-from typing import Annotated, ClassVar
+from functools import cached_property
+from typing import Annotated, ClassVar, Self
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
@@ -41,6 +42,25 @@ class Event(Part):
     def subject(self) -> UUID | None:
         """Key of the patient the fact is about; None if it is about no patient."""
         raise NotImplementedError
+
+    @cached_property
+    def text(self) -> str:
+        """Its JSON, written once."""
+        return self.model_dump_json()
+
+    @classmethod
+    def read(cls, text: str | bytes) -> Self:
+        """The event that `text` states. It keeps that text: a field that only newer readers know
+        is not lost on the way.
+        """
+        event = cls.model_validate_json(text)
+        event.__dict__["text"] = text if isinstance(text, str) else text.decode()
+        return event
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        copied.__dict__.pop("text", None)  # a copy may say something else
+        return copied
 
 
 class Envelope(Part):

@@ -73,7 +73,7 @@ async def append(tx: Tx, events: Sequence[Event], now: datetime) -> None:
             "subjects": [event.subject for event in events],
             "times": [now] * len(events),
             "traces": [trace] * len(events),
-            "data": [event.model_dump_json(exclude_defaults=False) for event in events],
+            "data": [event.text for event in events],
         },
     )
     tx.info[APPENDED] = True
@@ -401,7 +401,7 @@ class Reader(Generic[T]):
 
 
 def _decode(event: type[E], envelope: Envelope) -> E:
-    return event.model_validate_json(envelope.data)
+    return event.read(envelope.data)
 
 
 def _columns(envelope: Envelope) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 from fastapi import FastAPI
 
+from schemas.count_correction_v1 import CountCorrection
 from schemas.encounter_recorded_v1 import EncounterRecorded
 from schemas.patient_identified_v1 import PatientIdentified
 from schemas.patient_merged_v1 import PatientMerged, PatientUnmerged
@@ -41,6 +42,7 @@ READS = [
     on(PatientMerged, flow.on_patients_merged),
     on(PatientUnmerged, flow.on_patients_unmerged),
     on(EncounterRecorded, flow.on_encounters_recorded),
+    on(CountCorrection, flow.on_counts_corrected),
     on(RestatementEnded, flow.on_restatement_ended),
 ]
 

@@ -457,6 +457,8 @@ class Touch(StrEnum):
     MOVED = "moved"
     """An encounter was taken from, or given to, another patient."""
     VOIDED = "voided"
+    MANUAL = "manual"
+    """A person took an encounter out of the count, or put it back (CT-17)."""
     MERGED = "merged"
     UNMERGED = "unmerged"
     PERSON = "person"
@@ -469,6 +471,7 @@ class Touch(StrEnum):
 _PLAIN = {
     Touch.VOIDED: Cause.VOID,
     Touch.MOVED: Cause.CORRECTION,
+    Touch.MANUAL: Cause.CORRECTION,
     Touch.MERGED: Cause.MERGE,
     Touch.UNMERGED: Cause.UNMERGE,
     Touch.POLICY: Cause.POLICY,

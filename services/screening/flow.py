@@ -14,6 +14,7 @@ from uuid import UUID
 
 import structlog
 
+from schemas.count_correction_v1 import CountCorrection
 from schemas.encounter_recorded_v1 import EncounterRecorded
 from schemas.envelope import Event
 from schemas.flag_changed_v1 import Cause as ToldCause
@@ -86,6 +87,18 @@ async def on_encounters_recorded(batch: Sequence[EncounterRecorded], turn: Turn)
         family = await hold(family.keys | owners, turn)
     await reconsider(family, brought(kept, family), turn)
     await rebuilding.encounters(turn.tx, rebuilding.again(batch), turn.now)
+
+
+async def on_counts_corrected(batch: Sequence[CountCorrection], turn: Turn) -> None:
+    """A person takes an encounter out of the count, or puts it back; it stays so (CT-17)."""
+    family = await hold([e.patient for e in batch], turn, [e.encounter for e in batch])
+    owners = await store.correct(turn.tx, batch, turn.now)
+    news = {
+        survivor(owners[e.encounter], family.into): Brought(Touch.MANUAL, e.recorded)
+        for e in sorted(batch, key=lambda e: e.recorded)
+        if e.encounter in owners
+    }
+    await reconsider(family, news, turn)
 
 
 async def on_patients_identified(batch: Sequence[PatientIdentified], turn: Turn) -> None:

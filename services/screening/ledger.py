@@ -107,6 +107,18 @@ class Fact:
     time_is_ambiguous: bool = False
     start_is_assumed: bool = False
     backfill: bool = False
+    excluded: bool = False
+    """A person took it out of the count, whatever the site sends (CT-17)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """One version of the statement that an encounter is not to be counted, or is after all."""
+
+    encounter: UUID
+    version: int
+    excluded: bool
+    recorded: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,17 +159,22 @@ class History:
     facts: list[Fact]
     persons: list[Person]
     links: list[Link]
+    corrections: list[Correction] = field(default_factory=list)
 
     def at(self, known_at: datetime) -> "History":
         """What a fresh system would know that was fed only what was recorded by then (CT-70)."""
+        corrections = _newest(
+            ((c.encounter, c.version), c) for c in self.corrections if c.recorded <= known_at
+        )
         return History(
-            facts=current(f for f in self.facts if f.recorded <= known_at),
+            facts=corrected(current(f for f in self.facts if f.recorded <= known_at), corrections),
             persons=_newest(
                 ((p.key, p.version), p) for p in self.persons if p.recorded <= known_at
             ),
             links=_newest(
                 ((k.retired, k.version), k) for k in self.links if k.recorded <= known_at
             ),
+            corrections=corrections,
         )
 
     def until(self, known_at: datetime) -> "History":
@@ -166,6 +183,7 @@ class History:
             facts=[f for f in self.facts if f.recorded <= known_at],
             persons=[p for p in self.persons if p.recorded <= known_at],
             links=[k for k in self.links if k.recorded <= known_at],
+            corrections=[c for c in self.corrections if c.recorded <= known_at],
         )
 
     def instants(self) -> list[datetime]:
@@ -174,6 +192,7 @@ class History:
             {f.recorded for f in self.facts}
             | {p.recorded for p in self.persons}
             | {k.recorded for k in self.links}
+            | {c.recorded for c in self.corrections}
         )
 
 
@@ -191,6 +210,17 @@ def current(versions: Iterable[Fact]) -> list[Fact]:
         if f.first_recorded == first[f.encounter]
         else replace(f, first_recorded=first[f.encounter])
         for f in newest
+    ]
+
+
+def corrected(facts: Iterable[Fact], corrections: Iterable[Correction]) -> list[Fact]:
+    """`facts` without or with what persons say of them; `corrections` are the newest (CT-17)."""
+    excluded = {c.encounter for c in corrections if c.excluded}
+    return [
+        f
+        if f.excluded is (f.encounter in excluded)
+        else replace(f, excluded=f.encounter in excluded)
+        for f in facts
     ]
 
 

@@ -18,11 +18,15 @@ def kept(event: EncounterRecorded) -> str:
 
     Stated again by a rebuild, it is the same fact.
     """
-    return event.model_dump_json(exclude={"restated"})
+    if event.restated is not None:
+        event = event.model_copy(update={"restated": None})
+    return event.text
 
 
-def fact(row: str, first_recorded: datetime) -> Fact:
-    """A kept fact. `first_recorded`: when the encounter's first version was recorded."""
+def fact(row: str, first_recorded: datetime, *, excluded: bool = False) -> Fact:
+    """A kept fact. `first_recorded`: when the encounter's first version was recorded;
+    `excluded`: a person took it out of the count (CT-17).
+    """
     said: dict[str, Any] = orjson.loads(row)
     disposition, service, part_of = said["disposition"], said["service"], said["part_of"]
     return Fact(
@@ -50,11 +54,13 @@ def fact(row: str, first_recorded: datetime) -> Fact:
         time_is_ambiguous=said["time_is_ambiguous"],
         start_is_assumed=said["start_is_assumed"],
         backfill=said["backfill"],
+        excluded=excluded,
     )
 
 
 def _instant(text: str) -> datetime:
-    return datetime.fromisoformat(text).astimezone(UTC)
+    found = datetime.fromisoformat(text)
+    return found if found.tzinfo is UTC else found.astimezone(UTC)
 
 
 def _moment(said: Mapping[str, str] | None) -> Moment | None:

@@ -19,6 +19,7 @@ from sqlalchemy import (
     text,
 )
 
+from schemas.count_correction_v1 import CountCorrection
 from schemas.encounter_recorded_v1 import EncounterRecorded
 from schemas.flag_changed_v1 import FlagChanged
 from schemas.restatement_ended_v1 import RestatementEnded
@@ -26,12 +27,13 @@ from services.plumbing.db import Tx
 from services.plumbing.eventlog import lock_number
 from services.screening import reading
 from services.screening.flag import Announced, Notice, State
-from services.screening.ledger import VOID, Fact, History, Link, Person, Status
+from services.screening.ledger import VOID, Correction, Fact, History, Link, Person, Status
 from services.screening.policy import Policy
 from services.screening.presence import Said
 from services.screening.tables import (
     Instant,
     change,
+    correction,
     episode,
     fact,
     fact_version,
@@ -200,8 +202,10 @@ _KEEP_VERSIONS = text(
 )
 _KEEP_NEWEST = text(
     """
-    insert into fact as known (encounter, version, patient, status, start, first_recorded, fact)
-    select e, v, p, s, b, r, f
+    insert into fact as known (encounter, version, patient, status, start, first_recorded, fact,
+      excluded)
+    select e, v, p, s, b, r, f, coalesce(
+      (select excluded from correction where encounter = e order by version desc limit 1), false)
     from unnest(:encounters, :versions, :patients, :statuses, :starts, :first, :facts)
       as t(e, v, p, s, b, r, f)
     order by e
@@ -303,6 +307,54 @@ async def keep(tx: Tx, batch: Sequence[EncounterRecorded], now: datetime) -> lis
     ]
 
 
+_CORRECT = text(
+    """
+    with said as (
+      select * from unnest(:encounters, :versions, :patients, :excluded, :reasons, :by, :recorded)
+        as t(e, v, p, x, w, b, r)
+    ), kept as (
+      insert into correction (encounter, version, patient, excluded, reason, by, recorded, learnt)
+      select e, v, p, x, w, b, r, :now from said on conflict do nothing
+    ), newest as (
+      select distinct on (e) * from said order by e, v desc
+    )
+    update fact set excluded = x from newest
+    where fact.encounter = e and fact.excluded <> x and not exists (
+      select from correction c where c.encounter = e and c.version > v)
+    returning fact.encounter, fact.patient
+    """
+).bindparams(
+    bindparam("encounters", type_=_UUIDS),
+    bindparam("versions", type_=_INTS),
+    bindparam("patients", type_=_UUIDS),
+    bindparam("excluded", type_=_BOOLS),
+    bindparam("reasons", type_=_TEXTS),
+    bindparam("by", type_=_TEXTS),
+    bindparam("recorded", type_=_TIMES),
+)
+
+
+async def correct(tx: Tx, batch: Sequence[CountCorrection], now: datetime) -> dict[UUID, UUID]:
+    """Keep every version; of each encounter the newest speaks, also of one not yet heard of.
+
+    Returns the encounters that count otherwise from now on, with whose they are.
+    """
+    rows = await tx.execute(
+        _CORRECT,
+        {
+            "encounters": [event.encounter for event in batch],
+            "versions": [event.version for event in batch],
+            "patients": [event.patient for event in batch],
+            "excluded": [event.excluded for event in batch],
+            "reasons": [event.reason for event in batch],
+            "by": [event.by for event in batch],
+            "recorded": [event.recorded for event in batch],
+            "now": now,
+        },
+    )
+    return {row.encounter: row.patient for row in rows}
+
+
 _IDENTIFY = text(
     """
     with said as (
@@ -388,7 +440,7 @@ async def link(tx: Tx, links: Sequence[Link], now: datetime) -> list[UUID]:
 # Reading what is counted
 
 LEDGER = (  # served by fact_patient_start
-    select(fact.c.patient, fact.c.first_recorded, fact.c.fact)
+    select(fact.c.patient, fact.c.first_recorded, fact.c.excluded, fact.c.fact)
     .where(fact.c.patient == any_(bindparam("patients", type_=_UUIDS)))
     .order_by(fact.c.patient, fact.c.start, fact.c.encounter)
 )
@@ -400,7 +452,7 @@ STANDINGS = (  # served by the primary key of patient
 async def facts(tx: Tx, patients: Collection[UUID]) -> list[Fact]:
     """The newest version of every encounter of these keys."""
     rows = await tx.execute(LEDGER, {"patients": list(patients)})
-    return [reading.fact(row.fact, row.first_recorded) for row in rows]
+    return [reading.fact(row.fact, row.first_recorded, excluded=row.excluded) for row in rows]
 
 
 async def rows(tx: Tx, patients: Collection[UUID]) -> dict[UUID, Row]:
@@ -444,6 +496,9 @@ VERSIONS = (  # served by fact_version_patient and the primary key
         )
     )
     .order_by(fact_version.c.encounter, fact_version.c.version)
+)
+_CORRECTIONS = select(correction).where(  # served by the primary key of correction
+    correction.c.encounter == any_(bindparam("encounters", type_=_UUIDS))
 )
 _PERSONS = select(person_version).where(
     person_version.c.key == any_(bindparam("patients", type_=_UUIDS))
@@ -492,6 +547,10 @@ async def histories(tx: Tx, patients: Collection[UUID]) -> dict[UUID, History]:
     for one in facts:
         for root in concerned[one.encounter]:
             found[root].facts.append(one)
+    for row in await tx.execute(_CORRECTIONS, {"encounters": list(concerned)}):
+        said = Correction(row.encounter, row.version, row.excluded, row.recorded)
+        for root in concerned[row.encounter]:
+            found[root].corrections.append(said)
     return found
 
 
@@ -630,7 +689,7 @@ async def record(
             "ed": [one.announced.ed_visits for one in as_is],
             "hospital": [one.announced.hospital_episodes for one in as_is],
             "sites": [" ".join(one.sites) for one in as_is],
-            "events": [event.model_dump_json() for event in events],
+            "events": [event.text for event in events],
             "now": now,
         },
     )

@@ -25,7 +25,16 @@ fact = Table(
     Column("status", Text),
     Column("start", Instant),
     Column("first_recorded", Instant),
+    Column("excluded", Boolean),
     Column("fact", Text),
+)
+correction = Table(
+    "correction",
+    metadata,
+    Column("encounter", Uuid, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("excluded", Boolean),
+    Column("recorded", Instant),
 )
 fact_version = Table(
     "fact_version",

@@ -58,6 +58,9 @@ class Why:
     """Next instant at which any of this reads differently without a new fact (CT-45)."""
 
 
+MANUAL = Note("MANUAL", "CT-17")
+"""A hospital case manager took it out, whatever the policy and the site say."""
+
 ICD_10 = ("icd-10", "2.16.840.1.113883.6.3", "2.16.840.1.113883.6.90")
 """What the name of a code system contains if its codes are ICD-10, of any country."""
 
@@ -70,7 +73,8 @@ def judge(groups: Sequence[Group], policy: Policy) -> list[Judged]:
     judged = []
     for group in groups:
         visit = group.kind is Kind.ED
-        if visit and not policy.ed.admitted and _admission(group, groups, policy):
+        by_hand = all(m.fact.excluded for m in group.members)
+        if visit and not (policy.ed.admitted or by_hand) and _admission(group, groups, policy):
             judged.append(Judged(group, Note("ADMITTED", "CR-01")))
             continue
         reasons = [_reason(_said_of(m, stays, policy)) for m in group.members]
@@ -98,6 +102,8 @@ def _said_of(member: Segment, stays: Sequence[Segment], policy: Policy) -> Said:
 
 def _said_of_visit(visit: Segment, stays: Sequence[Segment], policy: Policy) -> Said:
     fact, rules = visit.fact, policy.ed
+    if fact.excluded:
+        yield MANUAL, True
     if fact.planned:
         yield Note("PLANNED", "CR-07"), not rules.planned
     if fact.disposition is Disposition.LEFT_WITHOUT_BEING_SEEN:
@@ -151,6 +157,8 @@ def _from_a_ward(visit: Segment, stays: Sequence[Segment], policy: Policy) -> bo
 
 def _said_of_stay(stay: Segment, policy: Policy) -> Said:
     fact, rules, codes = stay.fact, policy.hospital, policy.codes
+    if fact.excluded:
+        yield MANUAL, True
     if fact.service is Service.DAY_SURGERY or all(
         c == "SS" for c, _ in fact.classes if c in policy.hospital_classes
     ):

@@ -48,6 +48,37 @@ def test_ct_25_an_exclusion_removes_a_group_only_if_every_member_has_one() -> No
     assert (gone.counted, gone.reason) == (False, Note("PLANNED", "CR-07"))
 
 
+def test_ct_17_what_a_person_took_out_does_not_count_whatever_the_policy() -> None:
+    visit = ed_visit("a", "2026-06-01 10:00-04", excluded=True, planned=True)
+    bed = stay("b", "2026-07-01 10:00-04", "2026-07-04 10:00-04", excluded=True)
+    every = "ed: {count: {planned: true}}\nhospital: {count: {day_surgery: true, series: true}}"
+    for rule in ("", every):
+        items = explained(visit, bed, rule=rule).items
+        assert [(i.counted, i.reason) for i in items] == [(False, Note("MANUAL", "CT-17"))] * 2
+
+
+def test_ct_17_one_encounter_taken_out_of_a_linked_group_leaves_a_note() -> None:
+    """CT-25: the other member still counts."""
+    beds = [
+        stay("a", "2026-06-01 10:00-04", "2026-06-03 12:00-04"),
+        stay("b", "2026-06-03 15:10-04", "2026-06-09 09:00-04", excluded=True),
+    ]
+    (item,) = explained(*beds).items
+    assert item.counted
+    assert {"LINKED", "MANUAL"} <= {n.code for n in item.notes}
+
+
+def test_ct_17_an_encounter_that_was_admitted_is_taken_out_as_visit_and_as_stay() -> None:
+    both = encounter(
+        "a",
+        "2026-05-02 20:00-04",
+        "2026-05-08 09:00-04",
+        classes=["EMER", ("IMP", "2026-05-03 04:30-04")],
+        excluded=True,
+    )
+    assert [i.counted for i in explained(both).items] == [False, False]
+
+
 def test_an_open_visit_is_open_then_not_closed_then_stale() -> None:
     """CT-23, CR-29."""
     visit = encounter("a", "2026-06-01 09:00-04")
