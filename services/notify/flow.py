@@ -13,6 +13,8 @@ from uuid import UUID
 
 import structlog
 
+from schemas.count_correction_v1 import CountCorrection
+from schemas.count_correction_v1 import Reason as ToldReason
 from schemas.episode_changed_v1 import EpisodeChanged
 from schemas.flag_changed_v1 import Explanation, FlagChanged, Notice
 from schemas.patient_identified_v1 import PatientIdentified
@@ -32,6 +34,7 @@ from services.notify.card import (
     settle,
 )
 from services.notify.consent import Decision, Permit, Withhold
+from services.notify.correction import Correction, Subject, Wish, corrected
 from services.notify.recount import Kind, Standing, State
 from services.notify.store import Facts, FlagRow, Outlook
 from services.notify.telling import House, Told
@@ -265,7 +268,8 @@ def _consider(known: _Known, turn: Turn, *, access: bool, found: _Found) -> None
     clinics = set(routes) | {card.clinic for card in known.cards}
     clinics |= {flag.clinic for flag in known.flags}
     found.sequences[root] = standing.sequence
-    found.reach |= {(clinic, key) for clinic in clinics for key in facts.keys}
+    sites = {visit.site for unit in standing.units for visit in unit.visits}
+    found.reach |= {(one, key) for one in clinics | sites for key in facts.keys}
     if routes or standing.state is not State.FLAGGED:
         found.routed.add(root)
     else:
@@ -701,6 +705,81 @@ async def acknowledge(act: Act, turn: Turn, trail: Trail) -> Card | Stale | None
     told_of = [Happened(changed, Event.CHANGED)] if changed.inbox else []
     await announce(tx, told_of, [], turn.now, not_to=None if act.person else act.by)
     return changed
+
+
+# --- what a hospital does about a count ---------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Correcting:
+    """A case manager of a hospital takes a visit to it out of the count, or puts it back."""
+
+    site: str
+    patient: UUID
+    encounter: UUID
+    wish: Wish
+    by: str
+    version: int
+    """Of the last correction they saw; 0: there was none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overtaken:
+    """Somebody said otherwise since they looked; nothing was done."""
+
+    known: Correction | None
+
+
+async def correct(act: Correcting, turn: Turn, trail: Trail) -> Correction | Overtaken | None:
+    """Keep it, have it on record, and tell screening (CT-17). In the request role.
+
+    None: there is no such visit for this reader. A repeat changes nothing.
+    """
+    tx = turn.tx
+    await store.hear_consents(tx, [act.patient])
+    facts = (await store.facts(tx, [act.patient])).get(act.patient)
+    if facts is None:
+        return None
+    told = telling.tell_hospital(turn.house, facts, act.site, act.by, turn.now)
+    if act.encounter not in telling.visits_at(told, act.site):
+        return None
+    known = (await store.corrections(tx, [act.encounter])).get(act.encounter)
+    if known is None and not told.lists:
+        return None
+    if act.version != (known.version if known else 0):
+        return Overtaken(known)
+    about = Subject(act.encounter, facts.patient, act.site)
+    said = corrected(about, known, act.wish, act.by, turn.now)
+    if said is None:
+        return known or Overtaken(None)
+    if not await store.add_correction(tx, said):
+        return Overtaken((await store.corrections(tx, [act.encounter])).get(act.encounter))
+    entity = f"Encounter/{said.encounter}/correction/_history/{said.version}"
+    await audit.record(
+        tx,
+        [
+            decision_record(trail, facts, act.site, told),
+            trail.created(entity, facts.patient)
+            if said.version == 1
+            else trail.updated(entity, facts.patient),
+        ],
+    )
+    await eventlog.append(
+        tx,
+        [
+            CountCorrection(
+                patient=said.patient,
+                encounter=said.encounter,
+                version=said.version,
+                excluded=said.excluded,
+                reason=ToldReason(said.reason) if said.reason else None,
+                by=said.by,
+                recorded=said.at,
+            )
+        ],
+        turn.now,
+    )
+    return said
 
 
 # --- by the calendar --------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from services.notify.card import (
     Why,
 )
 from services.notify.consent import Code
+from services.notify.correction import Correction, Reason
 from services.plumbing.db import Tx
 
 KEY = "key"
@@ -873,6 +874,60 @@ async def disclosures(tx: Tx, patient: UUID | None, most: int = 100) -> Sequence
     return (await tx.execute(_DISCLOSURES, {"patient": patient, "most": most})).all()
 
 
+# --- corrections of counts (CT-17) --------------------------------------------------------------
+
+_CORRECTIONS = text(  # served by correction_pkey
+    "select distinct on (encounter) * from correction where encounter = any(:encounters)"
+    " order by encounter, version desc"
+).bindparams(bindparam("encounters", type_=_uuids))
+_ADD_CORRECTION = text(
+    "insert into correction (encounter, version, patient, site, excluded, reason, note, by, at)"
+    " values (:encounter, :version, :patient, :site, :excluded, :reason, :note, :by, :at)"
+    " on conflict do nothing"
+)
+# Served by reach_pkey, standing_pkey and correction_patient.
+_FOLLOWED = text(
+    "select r.patient, s.arrived from reach r cross join lateral ("
+    "  select state, arrived, merged_into from standing where patient = r.patient"
+    "  order by sequence desc limit 1) s"
+    " where r.clinic = :site and s.merged_into is null and (s.state <> 'below' or exists ("
+    "  select from correction c where c.patient = r.patient and c.site = :site))"
+    " order by s.arrived desc, r.patient limit :most"
+)
+
+
+async def corrections(tx: Tx, encounters: Iterable[UUID]) -> dict[UUID, Correction]:
+    """By encounter: what persons last said of it."""
+    return {
+        row.encounter: Correction(
+            encounter=row.encounter,
+            version=row.version,
+            patient=row.patient,
+            site=row.site,
+            excluded=row.excluded,
+            reason=Reason(row.reason) if row.reason else None,
+            note=row.note,
+            by=row.by,
+            at=row.at,
+        )
+        for row in await tx.execute(_CORRECTIONS, {"encounters": list(encounters)})
+    }
+
+
+async def add_correction(tx: Tx, said: Correction) -> bool:
+    """Keep a further version; False if somebody else was faster with it."""
+    values = {one.name: getattr(said, one.name) for one in fields(Correction)}
+    return (await tx.execute(_ADD_CORRECTION, values)).rowcount == 1
+
+
+async def followed(tx: Tx, site: str, most: int) -> list[UUID]:
+    """Patients of a hospital who are watched or flagged, or of whom it corrected a count; those
+    of whom there is news first.
+    """
+    rows = await tx.execute(_FOLLOWED, {"site": site, "most": most})
+    return [row.patient for row in rows]
+
+
 # --- routing, due, sites ----------------------------------------------------------------------
 
 _REACH = text(
@@ -900,7 +955,9 @@ _DUE = text(
 
 
 async def let_reach(tx: Tx, pairs: Iterable[tuple[str, UUID]]) -> None:
-    """These clinics' requests may read of these patient keys, as far as consent goes."""
+    """Requests of these clinics and hospitals may read of these patient keys, as far as consent
+    goes.
+    """
     wanted = sorted(set(pairs))
     if wanted:
         await tx.execute(

@@ -27,7 +27,7 @@ from services.notify.consent import (
     Request,
     Withhold,
 )
-from services.notify.recount import Standing, State, View
+from services.notify.recount import Standing, State, Unit, View
 from services.notify.store import Box, Facts, PanelRow
 from services.plumbing.region import Clinic, Person, Region, Site
 from services.plumbing.sealing import SealBrokenError, Seals, Tokens, UnknownKeyError
@@ -70,6 +70,13 @@ class Told:
     @property
     def released(self) -> frozenset[str]:
         return self.decision.released if isinstance(self.decision, Permit) else frozenset()
+
+    @property
+    def lists(self) -> bool:
+        """Whether there is an entry of this patient at all: to who sees only a part, and no
+        threshold in it, there is none (CS-40).
+        """
+        return self.view is not None and (self.view.whole or self.view.state is not State.BELOW)
 
     def shows(self, card: Card) -> bool:
         """Whether this card, with its content, is there for this recipient."""
@@ -322,6 +329,11 @@ def tell(
     if standing is None:
         return Told(facts, _nothing_known(facts, clinic, readers, at, policy), None, None)
     asked = question(house, facts, standing, clinic=clinic, readers=readers, at=at)
+    return _decided(house, facts, standing, asked)
+
+
+def _decided(house: House, facts: Facts, standing: Standing, asked: Request) -> Told:
+    policy = policy_of(house.region())
     try:
         decision = consent.decide(directives(house, facts, policy), asked, policy)
     except Exception:  # noqa: BLE001 - whatever fails in it, nothing goes out and a person sees it
@@ -365,6 +377,30 @@ def tell_person(house: House, facts: Facts, clinic: str, person: str, at: dateti
     return tell(house, facts, clinic, (f"Practitioner/{person}",), at)
 
 
+def tell_hospital(house: House, facts: Facts, site: str, person: str, at: datetime) -> Told:
+    """For a case manager of a hospital, on a page: of the visits to it, which it keeps itself;
+    while the patient is there, of all (CS-04).
+    """
+    policy = policy_of(house.region())
+    standing = standing_of(facts)
+    readers = (f"Practitioner/{person}",)
+    if standing is None:
+        return Told(facts, _nothing_known(facts, site, readers, at, policy), None, None)
+    asked = question(house, facts, standing, clinic=site, readers=readers, at=at)
+    present = any(
+        news.site == site and not (news.ended or news.void or news.joined_into)
+        for news in facts.episodes
+    )
+    own = [item for item in asked.items if item.custodian == f"Organization/{site}"]
+    asked = replace(
+        asked,
+        circle=True,
+        items=asked.items if present else tuple(own),
+        met=consent.any_released,
+    )
+    return _decided(house, facts, standing, asked)
+
+
 def tell_anyone(
     house: House, facts: Facts, route: panel.Route, at: datetime, *, standing: Standing
 ) -> tuple[Told, bool]:
@@ -382,6 +418,16 @@ def tell_anyone(
         if told.view is not None:
             return told, False
     return inbox, True
+
+
+def visits_at(told: Told, site: str) -> Mapping[UUID, Sequence[Unit]]:
+    """The visits to a hospital that `told` shows, each with the units it is part of."""
+    found: dict[UUID, list[Unit]] = {}
+    for unit in told.view.units if told.view else ():
+        for visit in unit.visits:
+            if visit.site == site:
+                found.setdefault(visit.key, []).append(unit)
+    return found
 
 
 def look_again_at(house: House, facts: Facts, told: Told, at: datetime) -> datetime | None:

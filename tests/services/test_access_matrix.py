@@ -146,6 +146,7 @@ def to_all(path: str, outcome: str = IN, **more: Any) -> Row:
     return Row(path, dict.fromkeys(CALLERS, outcome), **more)
 
 
+EXCLUDE = "act=exclude&version=0&reason=other&note=TEST-something-to-say"
 ENCOUNTER = {
     "resourceType": "Encounter",
     "id": "TEST-1",
@@ -335,11 +336,19 @@ NOTIFY = {
     ("GET", "/fhir/Subscription/$status"): clinics_write("/fhir/Subscription/$status", EMPTY),
     ("POST", "/fhir/Subscription/$status"): clinics_write("/fhir/Subscription/$status", EMPTY),
     ("POST", "/panel"): clinics_write("/panel", IN),
-    ("GET", "/"): page("/", "nurse-a", "nurse-b", "privacy", strangers=IN),
+    ("GET", "/"): page("/", "nurse-a", "nurse-b", "hospital-cm", "privacy", strangers=IN),
     ("GET", "/my-list"): page("/my-list", "nurse-a", "nurse-b"),
     ("GET", "/cards/{key}"): page("/cards/{task}", "nurse-a", "nurse-b=404"),
     ("POST", "/cards/{key}/take"): page(
         "/cards/{task}/take", "nurse-a", "nurse-b=404", body="version=99"
+    ),
+    ("GET", "/patients"): page("/patients", "hospital-cm"),
+    ("GET", "/patients/{key}"): page("/patients/{patient}", "hospital-cm"),
+    ("GET", "/patients/{key}/visits/{visit}"): page(
+        "/patients/{patient}/visits/{visit}", "hospital-cm"
+    ),
+    ("POST", "/patients/{key}/visits/{visit}"): page(
+        "/patients/{patient}/visits/{visit}", "hospital-cm", body=EXCLUDE
     ),
     ("GET", "/register"): page("/register", "privacy"),
     ("POST", "/register"): page("/register", "privacy", body="patient={patient}"),
@@ -512,8 +521,10 @@ async def made(
     said = f"card_system,card_number,family,birth_date,nurse\n{row}\n"
     answer = await http["notify"].post("/panel?dry_run=false", content=said, headers=csv)
     assert answer.status_code == 200, answer.text
-    await hear(flow.on_flags_changed, build.flag(patient, cause=Cause.EVENT))
-    ids = {"patient": str(patient), "encounter": "TEST-1"}
+    told = build.flag(patient, cause=Cause.EVENT)
+    await hear(flow.on_flags_changed, told)
+    visit = str(told.explanation.items[0].encounters[0].key)
+    ids = {"patient": str(patient), "encounter": "TEST-1", "visit": visit}
     for type_ in ("Task", "Flag", "Provenance"):
         answer = await http["notify"].get(f"/fhir/{type_}", headers=emr)
         assert answer.status_code == 200, answer.text

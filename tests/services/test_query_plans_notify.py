@@ -53,6 +53,12 @@ async def explained(tx: Tx, query: Executable, values: dict[str, Any]) -> str:
         (store._FLAGS, KEYS, ["flag_patient"]),
         (store._OUTLOOKS, KEYS, ["outlook_patient"]),
         (store._CARD, ONE, ["card_"]),
+        (store._CORRECTIONS, {"encounters": [UUID(int=1)]}, ["correction_pkey"]),
+        (
+            store._FOLLOWED,
+            {"site": "hospital-a", "most": 10},
+            ["reach_pkey", "standing_pkey", "correction_"],
+        ),
         (store._HISTORY, {"card": UUID(int=1)}, ["card_version_pkey"]),
         (store._MATCHED, {"key_ids": ["k"], "digests": ["d"]}, ["token_pkey"]),
         (store._DUE, {"now": NOW, "most": 10}, ["due_at"]),

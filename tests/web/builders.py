@@ -12,13 +12,17 @@ from services.notify.web.views import (
     Coverage,
     Crossing,
     Disclosure,
+    Exclusion,
     Filter,
+    Followed,
     Ground,
     Happening,
     Item,
     Measure,
     MyList,
     Outcome,
+    PatientPage,
+    Patients,
     Person,
     Progress,
     Refusal,
@@ -27,6 +31,7 @@ from services.notify.web.views import (
     Standing,
     Step,
     Tier,
+    Visit,
     Why,
 )
 
@@ -245,3 +250,53 @@ def register(*, empty: bool = False) -> Register:
         ],
         more=True,
     )  # fmt: skip
+
+
+def patients(*, empty: bool = False) -> Patients:
+    people = [
+        Followed(key(n), person(n), standing, n + 3, n % 2, NOW - timedelta(days=n))
+        for n, standing in enumerate((Standing.FLAGGED, Standing.WATCH, Standing.BELOW), start=1)
+    ]
+    return Patients([] if empty else people, more=not empty)
+
+
+def patient_page() -> PatientPage:
+    """Three visits: one counts, one was taken out a moment ago, one was put back."""
+
+    def item(days: int, *, counted: bool = True, stay: bool = False) -> Item:
+        start = NOW - timedelta(days=days)
+        return Item(
+            kind=Measure.HOSPITAL if stay else Measure.ED,
+            start=start,
+            end=start + timedelta(hours=5),
+            sites=["Hôpital fictif A"],
+            counted=counted,
+            reason=None if counted else "MANUAL",
+            rule=None if counted else "CT-17",
+        )
+
+    def said(version: int, *, excluded: bool) -> Exclusion:
+        return Exclusion(
+            version=version,
+            excluded=excluded,
+            at=NOW - timedelta(minutes=2 + version),
+            by="Claude Fictif",
+            reason="registered-twice" if excluded else None,
+            note="Inscrite à l'accueil, puis au triage.",
+            waits=excluded,
+        )
+
+    visits = [
+        Visit(key(71), NOW - timedelta(days=2), [item(2), item(2, stay=True)]),
+        Visit(key(72), NOW - timedelta(days=9), [item(9, counted=False)], said(1, excluded=True)),
+        Visit(key(73), NOW - timedelta(days=30), [item(30)], said(2, excluded=False)),
+    ]
+    return PatientPage(
+        key=key(1),
+        person=person(1),
+        standing=Standing.WATCH,
+        counted_at=NOW - timedelta(minutes=4),
+        policy="qc-default",
+        policy_version=1,
+        visits=visits,
+    )

@@ -6,6 +6,7 @@ tests/web/test_story.py opens the same pages on notify itself.
 from dataclasses import replace
 from uuid import UUID
 
+from services.notify.correction import Wish
 from services.notify.web.pages import Ask, Shown
 from services.notify.web.views import (
     Card,
@@ -15,6 +16,8 @@ from services.notify.web.views import (
     Filter,
     MyList,
     Order,
+    PatientPage,
+    Patients,
     Progress,
     Register,
     Step,
@@ -35,6 +38,7 @@ class Drawer:
         self.coverage: Coverage = builders.coverage()
         self.asked: list[Ask] = []
         self.searched: list[UUID | None] = []
+        self.wishes: list[Wish] = []
         self.away: Exception | None = None
 
     def _open(self, ask: Ask) -> None:
@@ -89,6 +93,26 @@ class Drawer:
             takeable=False,
         )
         return True
+
+    async def patients(self, ask: Ask) -> Shown[Patients]:
+        self._open(ask)
+        return Shown(builders.patients(), builders.NOW, self.coverage)
+
+    async def patient(self, ask: Ask, key: UUID) -> Shown[PatientPage] | None:
+        self._open(ask)
+        if key != builders.key(1):
+            return None
+        return Shown(builders.patient_page(), builders.NOW, self.coverage)
+
+    async def correct(
+        self, ask: Ask, key: UUID, encounter: UUID, wish: Wish, version: int
+    ) -> bool | None:
+        self._open(ask)
+        found = builders.patient_page().visit(encounter) if key == builders.key(1) else None
+        if found is None:
+            return None
+        self.wishes.append(wish)
+        return version == (found.exclusion.version if found.exclusion else 0)
 
     async def register(self, ask: Ask, patient: UUID | None) -> Shown[Register]:
         self._open(ask)

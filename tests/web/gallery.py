@@ -5,13 +5,16 @@ from zoneinfo import ZoneInfo
 
 from fastapi import FastAPI, HTTPException, Response
 
+from services.notify.correction import Reason
 from services.notify.web.rendering import Link, Page, Reader, assets, new_nonce, render
-from services.notify.web.views import Role
+from services.notify.web.views import Entered, Role
 from services.notify.web.words import Language, Words
 from tests.web import builders
 
 NURSE = Reader("Camille Essai", Role.CLINIC_CM, "Clinique fictive des Érables")
 OFFICER = Reader("Dominique Exemple", Role.PRIVACY)
+MANAGER = Reader("Claude Fictif", Role.HOSP_CM, "Hôpital fictif A")
+PATIENTS = Link("nav.patients", "/patients")
 LIST = Link("nav.my_list", "/my-list")
 REGISTER = Link("nav.register", "/register")
 
@@ -86,6 +89,31 @@ def _register(*, wrong: bool, empty: bool = False) -> Picture:
     return picture
 
 
+def _of_hospital(template: str, path: str, **more: object) -> Picture:
+    def picture(language: Language) -> Response:
+        wrong = isinstance(entered := more.get("entered"), Entered) and entered.lacks
+        return render(
+            template,
+            page(language, path, MANAGER, PATIENTS),
+            {
+                "shown": builders.patient_page(),
+                "coverage": builders.coverage(),
+                "as_of": builders.NOW,
+                "reasons": tuple(Reason),
+                **more,
+            },
+            status=422 if wrong else 200,
+        )
+
+    return picture
+
+
+def _visit(n: int, entered: Entered) -> Picture:
+    visit = builders.patient_page().visits[n]
+    path = f"/patients/{builders.key(1)}/visits/{visit.key}"
+    return _of_hospital("visit.html", path, visit=visit, entered=entered)
+
+
 def _sign_in(language: Language) -> Response:
     return render("sign_in.html", page(language, "/", None), {})
 
@@ -117,6 +145,15 @@ PICTURES: Mapping[str, Picture] = {
     "register": _register(wrong=False),
     "register-empty": _register(wrong=False, empty=True),
     "register-422": _register(wrong=True),
+    "patients": _of_hospital("patients.html", "/patients", shown=builders.patients()),
+    "patients-empty": _of_hospital(
+        "patients.html", "/patients", shown=builders.patients(empty=True)
+    ),
+    "patient": _of_hospital("patient.html", f"/patients/{builders.key(1)}", corrected=True),
+    "visit-exclude": _visit(0, Entered()),
+    "visit-422": _visit(0, Entered(note="?", lacks=frozenset({"reason", "note"}))),
+    "visit-undo": _visit(1, Entered()),
+    "visit-409": _visit(1, Entered(note="Le dossier est à son nom.", overtaken=True)),
     "sign-in": _sign_in,
     "error-403": _error(403, "error.403.title", "error.403.text"),
     "error-404": _error(404, "error.404.title", "error.404.text"),

@@ -33,6 +33,9 @@ PERSONAS = {
 OPEN_TO = {
     "/my-list": {Role.CLINIC_CM},
     f"/cards/{builders.key(1)}": {Role.CLINIC_CM},
+    "/patients": {Role.HOSP_CM},
+    f"/patients/{builders.key(1)}": {Role.HOSP_CM},
+    f"/patients/{builders.key(1)}/visits/{builders.key(71)}": {Role.HOSP_CM},
     "/register": {Role.PRIVACY},
 }
 """Each page and the roles it is for; test_every_page_is_in_the_matrix keeps it whole."""
@@ -71,8 +74,9 @@ async def test_each_role_opens_its_pages_and_no_other(home: House) -> None:
 
 def test_every_page_is_in_the_matrix(home: House) -> None:
     """Generated from the routes: a page that nobody thought about fails here."""
-    known = {re.sub(r"/[0-9a-f-]{36}", "/{key}", path) for path in OPEN_TO} | FREE
-    assert {path.removesuffix("/take") for path in home.paths} == known
+    keys = re.compile(r"/\{\w+\}(?=/|$)|/[0-9a-f-]{36}")
+    known = {keys.sub("/…", path) for path in (*OPEN_TO, *FREE)}
+    assert {keys.sub("/…", path.removesuffix("/take")) for path in home.paths} == known
 
 
 async def test_a_403_names_the_role_to_ask_for(home: House) -> None:
@@ -121,8 +125,9 @@ async def test_the_door_says_what_this_is_and_offers_the_way_in(home: House) -> 
     assert '<html lang="fr"' in answer.text
 
 
-async def test_a_nurse_lands_on_her_list_and_the_officer_on_the_register(home: House) -> None:
-    for persona, path in (("nurse-a", "/my-list"), ("privacy", "/register")):
+async def test_each_lands_on_the_first_page_of_their_role(home: House) -> None:
+    lands = {"nurse-a": "/my-list", "hospital-cm": "/patients", "privacy": "/register"}
+    for persona, path in lands.items():
         async with home.signed_in(persona) as browser:
             assert (await browser.get("/")).headers["location"] == path
 

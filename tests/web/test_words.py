@@ -15,7 +15,7 @@ from babel.messages.catalog import Catalog, Message
 from babel.messages.pofile import read_po
 from jinja2 import nodes
 
-from services.notify import card, consent
+from services.notify import card, consent, correction
 from services.notify.web import views
 from services.notify.web.rendering import environment
 from services.notify.web.words import Language, Words, choose
@@ -79,6 +79,13 @@ FAMILIES: Mapping[str, set[str]] = {
     "why.kind": MEASURES,
     "why.clause": MEASURES,
     "why.then": values(views.Standing),
+    "standing": values(views.Standing),
+    "exclusion": values(correction.Reason),
+    "visits": {
+        f"{does}_{part}" for does in ("exclude", "undo") for part in ("title", "text", "do")
+    },
+    "visits.lacks": {"reason", "note"},
+    "patients.col": {"patient", "standing", "visits", "latest"},
     "why.col": {"date", "place", "kind", "length", "counted", "reason"},
     "col": {"patient", "event", "reason", "due", "owner", "state", "action"},
     "person.gender": {"female", "male", "other", "unknown"},

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 from services.notify import card as cards
 from services.notify import flow, store, telling
 from services.notify.card import TAKEN_BACK, Status
+from services.notify.correction import Wish
 from services.notify.recount import Kind
 from services.notify.store import Facts
 from services.notify.telling import House, Told
@@ -27,13 +28,17 @@ from services.notify.web.views import (
     Coverage,
     Disclosure,
     Filter,
+    Followed,
     MyList,
     Order,
     Outcome,
+    PatientPage,
+    Patients,
     Person,
     Progress,
     Refusal,
     Register,
+    Standing,
     Step,
     Tier,
 )
@@ -166,6 +171,106 @@ class NotifyDesk:
                 steps.append(Step(row.at, progress, names.person(row.by)))
         return steps
 
+    # H1, H2
+
+    async def patients(self, ask: Ask) -> Shown[Patients]:
+        now, site, names = self._now(), _site(ask), self._names(ask)
+        async with self._db.request(site, role="hosp_cm") as tx:
+            keys = await store.followed(tx, site, MOST + 1)
+            told = await self._tell_of_visits(tx, keys[:MOST], ask, now)
+            followed = [
+                page for one in told if (page := await self._patient(tx, one, ask, now)) is not None
+            ]
+            trail = Trail.of(ask.request, ask.who, now)
+            await audit.record(
+                tx,
+                [
+                    *self._decisions(ask, told, now),
+                    *trail.searched("patients", [page.key for page in followed]),
+                ],
+            )
+            coverage = await self._coverage(tx, names, now)
+        people = [
+            Followed(
+                key=page.key,
+                person=page.person,
+                standing=page.standing,
+                visits=len(page.visits),
+                excluded=sum(visit.excluded for visit in page.visits),
+                latest=page.visits[0].start,
+            )
+            for page in followed
+        ]
+        return Shown(Patients(people, more=len(keys) > MOST), now, coverage)
+
+    async def patient(self, ask: Ask, key: UUID) -> Shown[PatientPage] | None:
+        now, names = self._now(), self._names(ask)
+        async with self._db.request(_site(ask), role="hosp_cm") as tx:
+            told = await self._tell_of_visits(tx, [key], ask, now)
+            pages = [await self._patient(tx, one, ask, now) for one in told]
+            page = next((one for one in pages if one is not None and one.key == key), None)
+            trail = Trail.of(ask.request, ask.who, now)
+            records = self._decisions(ask, told, now)
+            if page is not None:
+                content = Content(
+                    items=(f"visit:{len(page.visits)}",),
+                    level=f"L{showing.LEVEL}",
+                    basis=tuple(sorted(told[0].decision.basis)),
+                    policy=told[0].decision.policy,
+                )
+                records.append(trail.read(f"Patient/{key}", key, content=content))
+            await audit.record(tx, records)
+            coverage = await self._coverage(tx, names, now)
+        return None if page is None else Shown(page, now, coverage)
+
+    async def correct(
+        self, ask: Ask, key: UUID, encounter: UUID, wish: Wish, version: int
+    ) -> bool | None:
+        now, site = self._now(), _site(ask)
+        act = flow.Correcting(site, key, encounter, wish, by=ask.who.id, version=version)
+        async with self._db.request(site, role="hosp_cm") as tx:
+            trail = Trail.of(ask.request, ask.who, now)
+            done = await flow.correct(act, self._turn(tx, now), trail)
+        return None if done is None else not isinstance(done, flow.Overtaken)
+
+    async def _tell_of_visits(
+        self, tx: Tx, patients: Sequence[UUID], ask: Ask, now: datetime
+    ) -> Sequence[Told]:
+        """What this case manager may be told of each patient, in the order of `patients`."""
+        await store.hear_consents(tx, patients)
+        facts = await store.facts(tx, patients)
+        order = {key: place for place, key in enumerate(patients)}
+        told = [
+            telling.tell_hospital(self._house, one, _site(ask), ask.who.id, now)
+            for one in facts.values()
+        ]
+        return sorted(told, key=lambda one: min(order.get(k, len(order)) for k in one.facts.keys))
+
+    async def _patient(self, tx: Tx, told: Told, ask: Ask, now: datetime) -> PatientPage | None:
+        """None: no visit to this hospital may be shown."""
+        names, site = self._names(ask), _site(ask)
+        said = await store.corrections(tx, telling.visits_at(told, site))
+        visits = showing.visits(told, site, said, names)
+        if not visits or not (told.lists or said) or told.view is None or told.standing is None:
+            return None
+        policy, _, version = told.view.policy.rpartition("/")
+        return PatientPage(
+            key=told.facts.patient,
+            person=self._person(told.facts, names, "", now),
+            standing=Standing(told.view.state.value),
+            counted_at=told.standing.as_of,
+            policy=policy,
+            policy_version=int(version) if version.isdecimal() else 0,
+            visits=visits,
+        )
+
+    def _decisions(self, ask: Ask, told: Sequence[Told], now: datetime) -> list[AuditRecord]:
+        trail = Trail.of(ask.request, ask.who, now)
+        return [
+            replace(flow.decision_record(trail, one.facts, _site(ask), one), reader=ask.who.id)
+            for one in told
+        ]
+
     # O5
 
     async def register(self, ask: Ask, patient: UUID | None) -> Shown[Register]:
@@ -287,6 +392,14 @@ def _clinic(ask: Ask) -> str:
     if ask.who.clinic is None:
         raise Rejection("not-found", "There is nothing at this address.", status=404)
     return ask.who.clinic
+
+
+def _site(ask: Ask) -> str:
+    """The reader's hospital. A case manager of none has no patients."""
+    site = ask.who.tenant if ask.who.clinic is None else None
+    if site is None:
+        raise Rejection("not-found", "There is nothing at this address.", status=404)
+    return site
 
 
 def _content(told: Told) -> Content:

@@ -7,7 +7,7 @@ JavaScript (NW-61); a refresh by htmx is answered with parts of the same templat
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, Generic, Protocol, TypeVar
 from urllib.parse import urlencode
@@ -18,14 +18,18 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
 from sqlalchemy.exc import SQLAlchemyError
 
+from services.notify.correction import LONGEST_NOTE, Reason, Wish
 from services.notify.web.rendering import Link, Page, Reader, assets, new_nonce, render
 from services.notify.web.views import (
     CardPage,
     Conflict,
     Coverage,
+    Entered,
     Filter,
     MyList,
     Order,
+    PatientPage,
+    Patients,
     Register,
     Role,
 )
@@ -48,9 +52,11 @@ from services.plumbing.web import Rejection
 T = TypeVar("T")
 
 LIST_ROLES = (Role.CLINIC_CM,)
+HOSPITAL_ROLES = (Role.HOSP_CM,)
 REGISTER_ROLES = (Role.PRIVACY,)
 WAYS: Sequence[tuple[Link, tuple[Role, ...]]] = (
     (Link("nav.my_list", "/my-list"), LIST_ROLES),
+    (Link("nav.patients", "/patients"), HOSPITAL_ROLES),
     (Link("nav.register", "/register"), REGISTER_ROLES),
 )
 """The navigation, and who has which entry."""
@@ -97,6 +103,15 @@ class Desk(Protocol):
     async def take(self, ask: Ask, key: UUID, version: int) -> bool | Conflict | None:
         """True: taken on. Conflict: the card is no longer what `version` was (NW-14)."""
 
+    async def patients(self, ask: Ask) -> Shown[Patients]: ...
+
+    async def patient(self, ask: Ask, key: UUID) -> Shown[PatientPage] | None: ...
+
+    async def correct(
+        self, ask: Ask, key: UUID, encounter: UUID, wish: Wish, version: int
+    ) -> bool | None:
+        """True: kept. False: the visit is no longer as `version` was (NW-14)."""
+
     async def register(self, ask: Ask, patient: UUID | None) -> Shown[Register]: ...
 
 
@@ -134,6 +149,10 @@ class Pages:
             ("/my-list", "GET", self.my_list),
             ("/cards/{key}", "GET", self.card),
             ("/cards/{key}/take", "POST", self.take),
+            ("/patients", "GET", self.patients),
+            ("/patients/{key}", "GET", self.patient),
+            ("/patients/{key}/visits/{visit}", "GET", self.visit),
+            ("/patients/{key}/visits/{visit}", "POST", self.correct),
             ("/register", "GET", self.register),
             ("/register", "POST", self.register_of),
             ("/language", "POST", self.language),
@@ -194,6 +213,93 @@ class Pages:
                 )
             case _:
                 return _see(f"/cards/{key}?taken")
+
+    # H1, H2
+
+    async def patients(
+        self, request: Request, who: Annotated[Caller, Depends(role(*HOSPITAL_ROLES))]
+    ) -> Response:
+        seen = await self._desk.patients(self._ask(request, who))
+        return self._shown("patients.html", await self._page(request), seen, {})
+
+    async def patient(
+        self, request: Request, key: str, who: Annotated[Caller, Depends(role(*HOSPITAL_ROLES))]
+    ) -> Response:
+        seen = await self._desk.patient(self._ask(request, who), _key(key))
+        if seen is None:
+            raise _not_found()
+        done = {"corrected": "corrected" in request.query_params}
+        return self._shown("patient.html", await self._page(request), seen, done)
+
+    async def visit(
+        self,
+        request: Request,
+        key: str,
+        visit: str,
+        who: Annotated[Caller, Depends(role(*HOSPITAL_ROLES))],
+    ) -> Response:
+        return await self._visit(request, who, _key(key), _key(visit), Entered())
+
+    async def correct(
+        self,
+        request: Request,
+        key: str,
+        visit: str,
+        who: Annotated[Caller, Depends(role(*HOSPITAL_ROLES))],
+    ) -> Response:
+        """Take a visit out of the count, or put it back (CT-17); what lacks is asked for again."""
+        form = await request.form()
+        said = {name: value for name, value in form.items() if isinstance(value, str)}
+        version, act = said.get("version", ""), said.get("act")
+        if not version.isdecimal() or act not in {"exclude", "undo"}:
+            raise Rejection("value", "The form is not whole.", status=422)
+        reason = said.get("reason", "")
+        wish = Wish(
+            excluded=act == "exclude",
+            reason=Reason(reason) if reason in set(Reason) else None,
+            note=said.get("note", ""),
+        )
+        entered = Entered(reason, wish.note[:LONGEST_NOTE], wish.lacks)
+        if entered.lacks:
+            return await self._visit(request, who, _key(key), _key(visit), entered, status=422)
+        ask = self._ask(request, who)
+        done = await self._desk.correct(ask, _key(key), _key(visit), wish, int(version))
+        if done is None:
+            raise _not_found()
+        if not done:
+            late = replace(entered, overtaken=True)
+            return await self._visit(request, who, _key(key), _key(visit), late, status=409)
+        return _see(f"/patients/{_key(key)}?corrected")
+
+    async def _visit(
+        self,
+        request: Request,
+        who: Caller,
+        key: UUID,
+        visit: UUID,
+        entered: Entered,
+        *,
+        status: int = 200,
+    ) -> Response:
+        seen = await self._desk.patient(self._ask(request, who), key)
+        found = None if seen is None else seen.content.visit(visit)
+        if seen is None or found is None:
+            raise _not_found()
+        page = await self._page(request, back=f"/patients/{key}/visits/{visit}")
+        more = {"visit": found, "entered": entered, "reasons": tuple(Reason)}
+        return self._shown("visit.html", page, seen, more, status=status)
+
+    def _shown(
+        self,
+        template: str,
+        page: Page,
+        seen: Shown[T],
+        more: Mapping[str, object],
+        *,
+        status: int = 200,
+    ) -> Response:
+        content = {"shown": seen.content, "as_of": seen.as_of, "coverage": seen.coverage, **more}
+        return self._render(template, page, content, status=status)
 
     async def _refreshed(
         self,

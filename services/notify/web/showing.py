@@ -6,16 +6,18 @@ from the reader is not in it, and nothing is fetched to complete it.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
 from typing import Final
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from schemas.flag_changed_v1 import Explanation
 from services.notify import card as cards
-from services.notify import recount
+from services.notify import recount, telling
 from services.notify.card import Moment, Status, What
 from services.notify.consent import Found, Permit
+from services.notify.correction import Correction
 from services.notify.recount import Kind, State, Tally, Unit, View
 from services.notify.telling import Told
 from services.notify.web.views import (
@@ -24,6 +26,7 @@ from services.notify.web.views import (
     Clause,
     Coverage,
     Crossing,
+    Exclusion,
     Ground,
     Happening,
     Item,
@@ -34,6 +37,7 @@ from services.notify.web.views import (
     Site,
     Standing,
     Tier,
+    Visit,
     Why,
 )
 from services.notify.web.words import Language, in_language
@@ -97,7 +101,8 @@ class Names:
         return in_language(found.name, self.language)
 
     def clinic(self, id_: str) -> str:
-        found = self.region.clinic(id_)
+        """A recipient's name: a clinic, or a hospital whose case manager was told."""
+        found = self.region.clinic(id_) or self.region.site(id_)
         if found is None:
             return id_
         return in_language(found.name, self.language)
@@ -297,6 +302,34 @@ def _item(unit: Unit, names: Names, named: bool) -> Item:
         rule=unit.rule,
         notes=unit.notes,
         encounters=len(unit.visits),
+    )
+
+
+def visits(told: Told, site: str, said: Mapping[UUID, Correction], names: Names) -> Sequence[Visit]:
+    """The visits to a hospital, newest first, for its own case manager; `said` by encounter."""
+    counted = datetime.min.replace(tzinfo=UTC) if told.standing is None else told.standing.as_of
+    found = []
+    for key, units in telling.visits_at(told, site).items():
+        visit = next(v for unit in units for v in unit.visits if v.key == key)
+        items = [
+            replace(_item(unit, names, named=True), start=visit.start, end=visit.end)
+            for unit in units
+        ]
+        found.append(Visit(key, visit.start, items, _exclusion(said.get(key), counted, names)))
+    return sorted(found, key=lambda one: (one.start, one.key), reverse=True)
+
+
+def _exclusion(said: Correction | None, counted: datetime, names: Names) -> Exclusion | None:
+    if said is None:
+        return None
+    return Exclusion(
+        version=said.version,
+        excluded=said.excluded,
+        at=said.at,
+        by=names.person(said.by),
+        reason=said.reason,
+        note=said.note,
+        waits=counted < said.at,
     )
 
 

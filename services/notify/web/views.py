@@ -310,6 +310,85 @@ class CardPage:
 
 
 @dataclass(frozen=True, slots=True)
+class Exclusion:
+    """What a person last said of a visit: that it is not to count, or after all (CT-17)."""
+
+    version: int
+    """Goes into the form: on an older one nothing is done (NW-14)."""
+    excluded: bool
+    at: datetime
+    by: str | None
+    reason: str | None
+    note: str = field(repr=False)
+    waits: bool = False
+    """What is shown was counted before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A visit to the reader's own hospital, as each thing it counts as or might."""
+
+    key: UUID
+    start: datetime
+    items: Sequence[Item]
+    exclusion: Exclusion | None = None
+
+    @property
+    def excluded(self) -> bool:
+        return self.exclusion is not None and self.exclusion.excluded
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A patient of the reader's hospital whose visits are counted."""
+
+    key: UUID
+    person: Person
+    standing: Standing
+    visits: int
+    """Visits to this hospital that the reader may see."""
+    excluded: int
+    """How many of them a person took out of the count."""
+    latest: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Patients:
+    """H1, as far as this issue goes: those of whom there is news first."""
+
+    people: Sequence[Followed]
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PatientPage:
+    """H2, as far as this issue goes: the visits to the reader's hospital, and which count."""
+
+    key: UUID
+    person: Person
+    standing: Standing
+    counted_at: datetime
+    policy: str
+    policy_version: int
+    visits: Sequence[Visit]
+
+    def visit(self, key: UUID) -> Visit | None:
+        return next((one for one in self.visits if one.key == key), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """What a person put into a form, given back to them (NW-32)."""
+
+    reason: str = ""
+    note: str = field(default="", repr=False)
+    lacks: frozenset[str] = frozenset()
+    """Fields that are not filled in as they must be."""
+    overtaken: bool = False
+    """Somebody else was faster; nothing was done (NW-14)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Conflict:
     """The card is not as the form thought (NW-14)."""
 
