@@ -147,6 +147,8 @@ FACTS = Kind(
     f" and {_QUIET.format(patient='f.patient')}",
     (
         "delete from screening.episode where episode in (select id from gone)",
+        "delete from screening.correction where encounter in (select id from gone)",
+        "delete from notify.correction where encounter in (select id from gone)",
         "delete from screening.fact_version where encounter in (select id from gone)",
         "delete from screening.fact where encounter in (select id from gone)",
         "delete from notify.episode where episode in (select id from gone)",

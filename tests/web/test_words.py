@@ -55,9 +55,10 @@ def screening_codes() -> set[str]:
                 and isinstance(node.func, ast.Name)
                 and node.func.id == "Note"
                 and node.args
-                and isinstance(node.args[0], ast.Constant)
             ):
-                found.add(str(node.args[0].value))
+                code = node.args[0]
+                either = [code.body, code.orelse] if isinstance(code, ast.IfExp) else [code]
+                found |= {str(one.value) for one in either if isinstance(one, ast.Constant)}
     return found
 
 
@@ -76,7 +77,7 @@ FAMILIES: Mapping[str, set[str]] = {
     "list.filter": values(views.Filter),
     "consent": {*values(views.Ground), "level1", "level2", "level3"},
     "why": MEASURES | {f"{one}_days" for one in MEASURES},
-    "why.kind": MEASURES,
+    "why.kind": {"ed", "hosp"},
     "why.clause": MEASURES,
     "why.then": values(views.Standing),
     "standing": values(views.Standing),

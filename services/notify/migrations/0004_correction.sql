@@ -26,6 +26,10 @@ create policy privacy on correction for select to passerelle_notify_request
   using (current_setting('passerelle.role', true) = 'privacy');
 create policy worker on correction to passerelle_notify_worker using (true) with check (true);
 grant select, insert on correction to passerelle_notify_request, passerelle_notify_worker;
+-- It goes with its encounter when that was kept long enough (CS-121).
+create policy purger_reads on correction for select to passerelle_purger using (true);
+create policy purger_deletes on correction for delete to passerelle_purger using (true);
+grant select, delete on correction to passerelle_purger;
 
 -- A hospital reaches the patients who visited it, as a clinic does those of its panel: what it may
 -- be shown of them consent decides. The owner sees no row while row security is forced on it.

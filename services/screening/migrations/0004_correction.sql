@@ -18,6 +18,10 @@ create policy request on correction for select to passerelle_screening_request
 create policy worker on correction to passerelle_screening_worker using (true) with check (true);
 grant select on correction to passerelle_screening_request;
 grant select, insert on correction to passerelle_screening_worker;
+-- It goes with its encounter when that was kept long enough (CS-121).
+create policy purger_reads on correction for select to passerelle_purger using (true);
+create policy purger_deletes on correction for delete to passerelle_purger using (true);
+grant select, delete on correction to passerelle_purger;
 
 -- Whether the newest correction of this encounter excludes it.
 alter table fact add column excluded boolean not null default false;
