@@ -5,6 +5,7 @@ visit, encounters that are one hospital episode, and the ED visit with the episo
 follows it, which is one care episode and one card.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -169,14 +170,7 @@ def _closed(parts: list[Segment], linked: Linked, policy: Policy) -> list[list[S
         return i
 
     at = {s.fact.encounter: i for i, s in enumerate(parts)}
-    reach = max(
-        policy.ed.reregistration,
-        policy.ed.link.coded_up_to,
-        policy.ed.link.below,
-        policy.hospital.link.coded_up_to,
-        policy.hospital.link.below,
-        timedelta(days=3),  # a day, and the date after it, wherever the clock changes
-    )
+    reach = _reach(policy)
     near: list[int] = []
     for j, later in enumerate(parts):
         near = [i for i in near if parts[i].end.latest + reach >= later.start.earliest]
@@ -190,6 +184,18 @@ def _closed(parts: list[Segment], linked: Linked, policy: Policy) -> list[list[S
     for i, part in enumerate(parts):
         found.setdefault(find(i), []).append(part)
     return list(found.values())
+
+
+def _reach(policy: Policy) -> timedelta:
+    """What begins longer after an end than this is linked to it by `partOf` alone."""
+    return max(
+        policy.ed.reregistration,
+        policy.ed.link.coded_up_to,
+        policy.ed.link.below,
+        policy.hospital.link.coded_up_to,
+        policy.hospital.link.below,
+        timedelta(days=3),  # a day, and the date after it, wherever the clock changes
+    )
 
 
 def _group(members: list[Segment]) -> Group:
@@ -280,14 +286,43 @@ def tied(visit: Group, stay: Group, policy: Policy) -> str | None:
     return None
 
 
+class Stays:
+    """The hospital episodes of one person, to find those an ED visit can be tied to: a long life
+    has many of both, and nearly all pairs are years apart.
+    """
+
+    def __init__(self, groups: Sequence[Group], policy: Policy) -> None:
+        self._stays = [g for g in groups if g.kind is Kind.HOSPITAL]
+        self._anchors = [stay.anchor for stay in self._stays]
+        self._reach = _reach(policy)
+        self._named: dict[UUID, set[int]] = {}
+        for i, stay in enumerate(self._stays):
+            for member in stay.members:
+                for name in (member.fact.encounter, member.fact.part_of):
+                    if name is not None:
+                        self._named.setdefault(name, set()).add(i)
+
+    def near(self, visit: Group) -> list[Group]:
+        """By anchor, those that `tied` may tie to `visit`, and few others."""
+        low = bisect_left(self._anchors, visit.anchor)
+        high = bisect_right(self._anchors, visit.end.latest + self._reach)
+        found = set(range(low, high))
+        for member in visit.members:
+            for name in (member.fact.encounter, member.fact.part_of):
+                if name in self._named:
+                    found |= self._named[name]
+        return [self._stays[i] for i in sorted(found)]
+
+
 def care(groups: Sequence[Group], policy: Policy) -> list[Care]:
     """The care episodes that `groups` make up, by their first anchor (CT-26)."""
     root = {id(g): i for i, g in enumerate(groups)}
+    stays = Stays(groups, policy)
     for visit in groups:
         if visit.kind is not Kind.ED:
             continue
-        for stay in groups:
-            if stay.kind is Kind.HOSPITAL and tied(visit, stay, policy):
+        for stay in stays.near(visit):
+            if tied(visit, stay, policy):
                 old, new = root[id(stay)], root[id(visit)]
                 root = {g: new if r == old else r for g, r in root.items()}
     found: dict[int, list[Group]] = {}
