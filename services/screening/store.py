@@ -915,9 +915,12 @@ _KEEP_AGAIN = text(
 )
 _NEWEST_FACTS = text(
     """
-    insert into fact as known (encounter, version, patient, status, start, first_recorded, fact)
+    insert into fact as known (encounter, version, patient, status, start, first_recorded, fact,
+      excluded)
     select distinct on (v.encounter) v.encounter, v.version, v.patient, v.fact::jsonb->>'status',
-      cast(v.fact::jsonb->'start'->>'earliest' as timestamptz), f.first, v.fact
+      cast(v.fact::jsonb->'start'->>'earliest' as timestamptz), f.first, v.fact, coalesce(
+        (select excluded from correction c where c.encounter = v.encounter
+         order by version desc limit 1), false)
     from fact_version v join (
       select encounter, min(recorded) as first from fact_version
       where encounter = any(:encounters) group by encounter

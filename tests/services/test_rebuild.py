@@ -17,7 +17,9 @@ from uuid import UUID
 import asyncpg
 import orjson
 import pytest
+from sqlalchemy import text
 
+from schemas.count_correction_v1 import CountCorrection, Reason
 from schemas.flag_changed_v1 import Notice
 from services.ingest import restating
 from services.ingest.tables import Restatement
@@ -26,15 +28,16 @@ from services.plumbing.db import Database, Tx
 from services.plumbing.eventlog import Carrier, PostgresCarrier, Reader, reread
 from services.plumbing.kafka import KafkaCarrier, Link, Relay, create_topics
 from services.plumbing.web import Rejection
-from services.screening import api, flow
+from services.screening import api, flow, store
 from services.screening.__main__ import READS
 from services.screening.api import House, Then
 from services.screening.telling import KnownSite
 from tests.broker import Broker
 from tests.conftest import FreshDatabase
-from tests.histories import at, qc_default
+from tests.histories import P, at, key, qc_default
+from tests.histories import ed_visit as visited
 from tests.services.ingest_door import IngestDoor, bundle, ed_visit, opened, patient
-from tests.services.screening import SEALS, Screening
+from tests.services.screening import SEALS, Screening, recorded
 
 NOW = at("2026-11-24 12:00-05")
 SITES = [
@@ -289,11 +292,49 @@ async def test_what_was_wrong_is_put_right_quietly_and_in_sequence(world: World)
     flags = await flags_since(world, before)
     assert flags
     assert {flag["notice"] for flag in flags} == {Notice.QUIET}
-    for key in {flag["patient"] for flag in flags}:
+    for patient_key in {flag["patient"] for flag in flags}:
         sequences = await world.owner.fetch(
-            "select sequence from screening.change where patient = $1 order by 1", UUID(key)
+            "select sequence from screening.change where patient = $1 order by 1",
+            UUID(patient_key),
         )
         assert [row["sequence"] for row in sequences] == list(range(1, len(sequences) + 1))
+
+
+async def test_a_batch_with_news_and_the_same_stated_again_is_news(
+    db: Callable[[str], Database],
+) -> None:
+    """A reader that lags has both in one batch: the alert is not lost to the rebuild."""
+    screening = Screening(db("screening"))
+    await screening.meet(P)
+    days = ("2026-04-01", "2026-05-01", "2026-06-01", "2026-11-24")
+    live = [
+        recorded(visited(f"e-{day}", f"{day} 09:00-04", recorded=f"{day} 09:30-04")) for day in days
+    ]
+    again = [event.model_copy(update={"restated": key("TEST-rebuild")}) for event in live]
+    async with screening.at(NOW) as turn:
+        await flow.on_encounters_recorded([*again, *live], turn)
+    (flag,) = await screening.flags()
+    assert flag.notice is Notice.ALERT
+
+
+async def test_ct_17_what_a_person_excluded_stays_so(db: Callable[[str], Database]) -> None:
+    """Ingest does not know of it; also if the encounter itself had been lost."""
+    screening = Screening(db("screening"))
+    await screening.meet(P)
+    visit = recorded(visited("e-1", "2026-11-01 09:00-05"))
+    async with screening.at(NOW) as turn:
+        await flow.on_encounters_recorded([visit], turn)
+        said = CountCorrection(
+            patient=P, encounter=visit.encounter, version=1, excluded=True, reason=Reason("other"),
+            by="hospital-cm", recorded=NOW,
+        )  # fmt: skip
+        await flow.on_counts_corrected([said], turn)
+        await turn.tx.execute(text("delete from fact"))
+        await turn.tx.execute(text("delete from fact_version"))
+        again = visit.model_copy(update={"restated": key("TEST-rebuild")})
+        await flow.on_encounters_recorded([again], turn)
+        (fact,) = await store.facts(turn.tx, [P])
+    assert fact.excluded
 
 
 SPOILT = """
@@ -445,15 +486,15 @@ async def test_every_fact_is_stated_again_as_it_was(
     persons = {(s["patient"], s["version"]): s for k, s in before if k == "patient.identified.v1"}
     restated = {(s["patient"], s["version"]): s for k, s in again if k == "patient.identified.v1"}
     assert restated.keys() == persons.keys()
-    newest = {key: max(v for k, v in persons if k == key) for key, _ in persons}
-    for (key, version), said in restated.items():
-        was = persons[key, version]
+    newest = {who: max(v for k, v in persons if k == who) for who, _ in persons}
+    for (who, version), said in restated.items():
+        was = persons[who, version]
         assert said["recorded"] == was["recorded"]
-        opened_again = SEALS.open(UUID(key), "birthDate", **box(said)) if box(said) else None
+        opened_again = SEALS.open(UUID(who), "birthDate", **box(said)) if box(said) else None
         assert opened_again == (
-            SEALS.open(UUID(key), "birthDate", **box(was)) if box(was) else None
+            SEALS.open(UUID(who), "birthDate", **box(was)) if box(was) else None
         )
-        if version == newest[key]:
+        if version == newest[who]:
             assert {k: v for k, v in said.items() if k != "restated"} == was
     assert (ended[1]["persons"], ended[1]["links"]) == (len(persons), 2)
     assert ended[1]["encounters"] == sum(k == "encounter.recorded.v1" for k, _ in again)
