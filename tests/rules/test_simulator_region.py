@@ -83,11 +83,11 @@ def test_the_number_of_processes_changes_no_byte(
     """SIM-03"""
     for workers in (1, 2):
         files.write(
-            tmp_path / str(workers), profile="region", seed=3, people=2_100, workers=workers
+            tmp_path / str(workers), profile="region", seed=3, people=1_200, workers=workers
         )
     assert digest(tmp_path / "1") == digest(tmp_path / "2")
     monkeypatch.setattr(files, "PART", 700)
-    files.write(tmp_path / "parts", profile="region", seed=3, people=2_100)
+    files.write(tmp_path / "parts", profile="region", seed=3, people=1_200)
     assert digest(tmp_path / "parts") == digest(tmp_path / "1")
 
 
@@ -95,9 +95,9 @@ def test_memory_does_not_grow_with_the_number_of_people(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIM-10: of what is held at once, at its peak."""
-    monkeypatch.setattr(files, "PART", 100)
+    monkeypatch.setattr(files, "PART", 60)
     peaks = []
-    for size in (100, 300, 1_200):
+    for size in (60, 180, 600):
         tracemalloc.start()
         files.write(tmp_path / str(size), profile="wide", seed=1, people=size)
         peaks.append(tracemalloc.get_traced_memory()[1])
