@@ -72,5 +72,19 @@ oracle: install ## Compare counting with the independent oracle (N=200000 PEOPLE
 mutate-counting: install ## Plant faults in the rules of counting; each must be caught
 	@nice $(BIN)/python -m tests.counting.proof --report docs/counting-proof.md
 
+.PHONY: audit sbom webhooks
+audit: install $(UV) ## Hashes, advisories and secrets; says in a line what could not be looked at
+	@$(BIN)/python -m tests.supply audit --uv $(UV)
+
+sbom: install $(UV) ## Write what we are made of (CycloneDX) into build/sbom
+	@$(BIN)/python -m tests.supply sbom --uv $(UV)
+
+# A receiver's own library, for tests/services/test_webhooks.py; nothing of ours needs it.
+webhooks: .tooling/webhooks/.installed ## Fetch the JavaScript library that verifies our notifications
+.tooling/webhooks/.installed: tests/services/webhooks.json
+	@command -v npm >/dev/null || { echo "npm is missing: notifications are not verified in JavaScript"; exit 0; } ; \
+	  mkdir -p $(@D) && cp $< $(@D)/package.json && \
+	  npm install --prefix $(@D) --ignore-scripts --no-audit --no-fund --no-package-lock --silent && touch $@
+
 clean: ## Remove what was made here
 	@rm -rf $(VENV) .tooling .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache

@@ -35,6 +35,7 @@ from services.plumbing.auth import (
     Published,
     TokenError,
     authority_client,
+    authority_gate,
     public_keys,
     read_claims,
     read_header,
@@ -213,7 +214,8 @@ class LoopbackAuthority:
             client = self._claimed(assertion)
             if "jku" in header and (client.jwks_url is None or header["jku"] != client.jwks_url):
                 _not_authenticated("The assertion's `jku` is not the registered one.")
-            claims = verify(assertion, await self._keys_of(client), ASSERTION_ALGORITHMS)
+            keys = await self._keys_of(client, header.get("kid"))
+            claims = verify(assertion, keys, ASSERTION_ALGORITHMS)
         except TokenError as error:
             _not_authenticated(error.reason)
         if claims.get("iss") != client.id or claims.get("sub") != client.id:
@@ -245,8 +247,11 @@ class LoopbackAuthority:
             _not_authenticated("The client is not registered.")
         return client
 
-    async def _keys_of(self, client: Client) -> Sequence[Key]:
-        """Registered inline, or published by the client at its registered URL."""
+    async def _keys_of(self, client: Client, kid: object) -> Sequence[Key]:
+        """Registered inline, or published by the client at its registered URL.
+
+        A key that is not among those we have is asked for once more: the client has a new one.
+        """
         if client.jwks is not None:
             return public_keys(client.jwks)
         if client.jwks_url is None:
@@ -256,9 +261,12 @@ class LoopbackAuthority:
             if published is None:
                 published = Published(client.jwks_url, self._http, now=self._now)
                 self._published[client.jwks_url] = published
-            return public_keys(await published.read())
+            keys = public_keys(await published.read())
+            if all(key.kid != kid for key in keys):
+                keys = public_keys(await published.read(again=True))
         except (AuthorityAwayError, ValueError):
             _not_authenticated("The client's registered keys cannot be read.")
+        return keys
 
     async def _to_relying_party(self, request: Request, form: Mapping[str, str]) -> dict[str, Any]:
         relying = self._relying
@@ -620,7 +628,7 @@ def main() -> int:
 
 async def _serve(settings: LoopbackSettings, region: RegionFile, key: ECKey) -> int:
     db = Database(settings.database_url.get_secret_value(), "authority")
-    async with authority_client() as http:
+    async with authority_client(authority_gate(settings)) as http:
         authority = LoopbackAuthority(
             issuer=settings.issuer,
             audience=settings.audience,

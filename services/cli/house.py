@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import httpx
@@ -26,7 +27,7 @@ import orjson
 from services.cli import postgres, tokens
 from services.plumbing import region, settings
 from services.plumbing.migrate import migrate
-from services.plumbing.settings import SERVICES
+from services.plumbing.settings import SERVICES, Service
 
 PARTS = ("authority", *SERVICES)
 """What runs, in the order of its ports."""
@@ -209,6 +210,31 @@ def environment(
         own["PASSERELLE_TOKEN_KEYS"] = keys["tokens"]
         own["PASSERELLE_SEAL_KEYS"] = keys["seals"]
     return {**settings.inherited(), **own}
+
+
+def environments(data: Path | None) -> dict[Service, dict[str, str]]:
+    """The variables of each service of a running house; of the one that runs, if none is named.
+
+    HouseError if none runs there, or its secrets are closed to whoever asks.
+    """
+    folders = [data] if data is not None else [default_data_dir(), default_demo_dir()]
+    running = [folder for folder in folders if (folder / "issuer").exists()]
+    if not running:
+        raise HouseError(
+            f"No passerelle runs from {' or '.join(map(str, folders))}. Start it, name its"
+            " --data-dir, or name a service to look at with this process's variables."
+        )
+    folder = running[0]
+    try:
+        port = urlsplit((folder / "issuer").read_text()).port or PORT
+        sockets = (folder / "postgres" / "data" / "postmaster.pid").read_text().splitlines()[4]
+        kept = orjson.loads((folder / "secrets.json").read_bytes())
+    except (OSError, IndexError):
+        raise HouseError(f"{folder} is closed to you: ask as who runs it.") from None
+    server = postgres.Postgres(folder / "postgres" / "data", Path(sockets), 0, "")
+    clock = folder / "clock.json"
+    plan = Plan(folder, folder / "region.yaml", port, clock if clock.exists() else None)
+    return {name: environment(plan, server, kept, name) for name in SERVICES}
 
 
 async def make_owner(server: postgres.Postgres, password: str, database: str) -> None:

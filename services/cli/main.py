@@ -18,6 +18,7 @@ from services.cli import (
     auditing,
     authority,
     demo,
+    doctor,
     house,
     operations,
     postgres,
@@ -283,6 +284,29 @@ def replay(
         lambda: operations.replay(service, ids or [], by, every=every, discard_them=discard)
     ):
         typer.echo(line)
+
+
+@app.command("doctor")
+def doctor_(
+    service: Annotated[
+        str | None,
+        typer.Argument(help="ingest, screening or notify, by this process's variables."),
+    ] = None,
+    data_dir: DataDir = None,
+    json: Annotated[bool, typer.Option("--json", help="Findings as data.")] = False,
+) -> None:
+    """Say what is wrong with an installation, and what to do about it.
+
+    Without a service: all of the running `up` or `demo`. Exit codes: 0 nothing fails, 1
+    something does, 2 not asked for in a usable way. Shows no secret and no patient.
+    """
+    found = run(lambda: doctor.run(service, data_dir))
+    if json:
+        typer.echo(doctor.as_json(found))
+    else:
+        for one in found:
+            typer.echo(one)
+    raise typer.Exit(doctor.exit_code(found))
 
 
 @app.command("consent-decide")

@@ -5,25 +5,38 @@ was sealed under others and makes tokens anew from the sealed values (HA-98); wh
 shows no row of the old key any more, it may be taken out. Batch by batch, each its own
 transaction: what was interrupted is begun again and finds done what is done.
 
-Seals change while services run, for a ring opens with all its keys. Tokens are looked for under
-the active key alone by ingest, so ingest is stopped while its tokens are made anew; hospitals
-send again what it did not take.
+Services run meanwhile, each with both keys: what they look for they look for under every key of
+the ring (HA-98). Of the two halves of a rotation, sealing needs no more than that. For tokens,
+every process must first have the new key *beside* the active one, and only then may the first
+make it active: a process that does not have a key that tokens were made with takes nothing in.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 import orjson
 import typer
-from sqlalchemy import text
+from sqlalchemy import ARRAY, Integer, TextClause, Uuid, bindparam, text
 from sqlalchemy.exc import DBAPIError
 
 from services.plumbing import region, settings
+from services.plumbing.clock import Clock
 from services.plumbing.db import Database, Tx, sqlstate
+from services.plumbing.eventlog import append
 from services.plumbing.identifiers import ALIASES, canonical_system, normalise, own_system
 from services.plumbing.sealing import (
     DATES,
@@ -31,6 +44,7 @@ from services.plumbing.sealing import (
     Seals,
     Tokens,
     UnknownKeyError,
+    identifiers_of,
 )
 from services.plumbing.settings import Keyring, Settings, SettingsError
 
@@ -39,10 +53,9 @@ FIELD = "urn:passerelle:field:"
 """What ingest puts before a field's name for its digest; a test holds the two together."""
 BATCH = 500
 """Rows of one transaction."""
-
-
-class RekeyError(Exception):
-    """Keys cannot be changed now; the message says what to do."""
+TRIES = 5
+CROSSED = ("40001", "40P01", "23505")
+"""Of a transaction that a running service's one crossed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +141,12 @@ _COUNTS: Mapping[str, Mapping[str, Sequence[str]]] = {
         ],
         "patient": [_map("patient", "demographics", "0")],
         "subscription": [
-            _map("subscription", "headers || jsonb_build_object('', secret)", "0", "'seals'")
+            _map(
+                "subscription",
+                "headers || jsonb_strip_nulls(jsonb_build_object('', secret, ' ', former_secret))",
+                "0",
+                "'seals'",
+            )
         ],
     },
 }
@@ -273,10 +291,15 @@ def _override(work: _Work, row: Any) -> dict[str, Any] | None:
 
 def _subscription(work: _Work, row: Any) -> dict[str, Any] | None:
     headers = work.boxes(row.id, row.headers, "header ")
-    secret = work.box(row.id, "webhook", *row.secret)
-    if headers is None and secret is None:
-        return None
-    return {"headers": headers or row.headers, "secret": list(secret or row.secret)}
+    secrets = {
+        name: work.box(row.id, "webhook", *box)
+        for name in ("secret", "former_secret")
+        if (box := getattr(row, name)) is not None
+    }
+    changed: dict[str, Any] = {n: list(box) for n, box in secrets.items() if box is not None}
+    if headers is not None:
+        changed["headers"] = headers
+    return changed or None
 
 
 _SEALED: Mapping[str, Sequence[_Sealed]] = {
@@ -292,43 +315,86 @@ _SEALED: Mapping[str, Sequence[_Sealed]] = {
         _Sealed("consent", "uid", ("body_key_id", "body"), _consent),
         _Sealed("refused_consent", "id", ("body_key_id", "body", "why"), _refused_consent),
         _Sealed("override", "id", ("why_key_id", "why", "review"), _override),
-        _Sealed("subscription", "id", ("headers", "secret"), _subscription),
+        _Sealed("subscription", "id", ("headers", "secret", "former_secret"), _subscription),
     ),
 }
 
 
-async def _pages(
-    db: Database, table: str, key: str, columns: Sequence[str]
-) -> AsyncGenerator[tuple[Tx, Sequence[Any]], None]:
-    """Rows in the order of their key, locked, a transaction a page: yields (tx, rows)."""
+Page = Callable[[Tx, Sequence[Any], Tally], Awaitable[None]]
+
+
+async def _each_page(
+    db: Database,
+    table: str,
+    key: str,
+    columns: Sequence[str],
+    tally: Tally,
+    do: Page,
+    *,
+    where: str = "true",
+    hold: bool = True,
+    said: Mapping[str, Any] | None = None,
+) -> None:
+    """`do` with rows in the order of their key, locked if `hold`, a transaction a page.
+
+    A page that a running service crossed is done again.
+    """
     names = [name.strip() for name in key.split(",")]
     listed = ", ".join([*names, *columns])
     after: tuple[Any, ...] | None = None
     while True:
-        where = ""
+        beyond = "true"
         if after is not None:
-            where = f" where ({key}) > ({', '.join(f':k{n}' for n in range(len(names)))})"
-        page = text(f"select {listed} from {table}{where} order by {key} limit {BATCH} for update")  # noqa: S608 - names from this file
-        said = {f"k{n}": value for n, value in enumerate(after or ())}
-        async with db.work() as tx:
-            rows = (await tx.execute(page, said)).all()
-            if not rows:
-                return
-            yield tx, rows
+            beyond = f"({key}) > ({', '.join(f':k{n}' for n in range(len(names)))})"
+        page = text(
+            f"select {listed} from {table} where {where} and {beyond}"  # noqa: S608 - names from this file
+            f" order by {key} limit {BATCH}{' for update' if hold else ''}"
+        )
+        params = {**(said or {}), **{f"k{n}": value for n, value in enumerate(after or ())}}
+        rows = await _uncrossed(db, page, params, tally, do)
+        if not rows:
+            return
         after = tuple(getattr(rows[-1], name) for name in names)
+
+
+async def _uncrossed(
+    db: Database, page: TextClause, params: Mapping[str, Any], tally: Tally, do: Page
+) -> Sequence[Any]:
+    for tries in range(1, TRIES + 1):
+        done = replace(tally)
+        try:
+            async with db.work() as tx:
+                rows = (await tx.execute(page, params)).all()
+                if rows:
+                    await do(tx, rows, done)
+        except DBAPIError as error:
+            if sqlstate(error) not in CROSSED or tries == TRIES:
+                raise
+            continue
+        tally.sealed, tally.tokens, tally.broken = done.sealed, done.tokens, done.broken
+        return rows
+    raise AssertionError("the last try returns or raises")
 
 
 async def seal_anew(db: Database, vault: Vault, tally: Tally) -> None:
     """All boxes of a service under the active keys."""
-    work = _Work(vault, tally)
     for place in _SEALED.get(db.service, ()):
         names = [name.strip() for name in place.key.split(",")]
-        async with aclosing(_pages(db, place.table, place.key, place.columns)) as pages:
-            async for tx, rows in pages:
-                for row in rows:
-                    new = place.anew(work, row)
-                    if new is not None:
-                        await _put(tx, place.table, {n: getattr(row, n) for n in names}, new)
+
+        async def anew(
+            tx: Tx,
+            rows: Sequence[Any],
+            done: Tally,
+            place: _Sealed = place,
+            names: Sequence[str] = names,
+        ) -> None:
+            work = _Work(vault, done)
+            for row in rows:
+                new = place.anew(work, row)
+                if new is not None:
+                    await _put(tx, place.table, {n: getattr(row, n) for n in names}, new)
+
+        await _each_page(db, place.table, place.key, place.columns, tally, anew)
 
 
 async def _put(tx: Tx, table: str, key: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -349,36 +415,31 @@ async def _put(tx: Tx, table: str, key: Mapping[str, Any], new: Mapping[str, Any
 
 @dataclass(slots=True)
 class _Anew:
-    """Old digests, and what they become under the active key."""
+    """What is to be found under the active key, site by site."""
 
     vault: Vault
-    known: dict[str, str] = field(default_factory=dict)
-    systems: set[tuple[str, str]] = field(default_factory=set)
+    by_site: dict[str, set[tuple[str, str]]] = field(default_factory=lambda: defaultdict(set))
 
-    def learn(self, system: str, value: str) -> None:
-        if (system, value) in self.systems:
-            return
-        self.systems.add((system, value))
-        tokens = self.vault.tokens
-        active, digest = tokens.token(system, value)
-        for key, old in tokens.all(system, value):
-            if key != active:
-                self.known[old] = digest
-
-    def learn_identifier(self, said: Mapping[str, Any], site: str) -> None:
+    def learn(self, site: str, said: Mapping[str, Any]) -> None:
         """In each way ingest compares one: as it is, and as HA-92 spells it."""
         value, system = said.get("value"), said.get("system")
         if not isinstance(value, str) or not isinstance(system, str | None):
             return
-        self.learn(system or own_system(site), value.strip())
+        known = self.by_site[site]
+        known.add((system or own_system(site), value.strip()))
         canonical = canonical_system(system or own_system(site), self.vault.aliases)
         plain = normalise(canonical, value)
         if plain is not None:
-            self.learn(canonical, plain)
+            known.add((canonical, plain))
 
-    def forget(self) -> None:
-        self.known.clear()
-        self.systems.clear()
+    async def move(self, tx: Tx, tally: Tally) -> None:
+        """Site by site, in one order."""
+        from services.ingest import store  # noqa: PLC0415 - a service's process loads only itself
+
+        tokens = self.vault.tokens
+        for site, known in sorted(self.by_site.items()):
+            found = [tokens.renewed(*one) for one in sorted(known)]
+            tally.tokens += await store.renew(tx, site, found, tokens.ring.active)
 
 
 def identifiers_in(said: Any) -> Iterator[Mapping[str, Any]]:
@@ -393,46 +454,70 @@ def identifiers_in(said: Any) -> Iterator[Mapping[str, Any]]:
             yield from identifiers_in(one)
 
 
-_MOVE = {
-    "token": "update token t set digest = n.new, key_id = :active"
-    " from unnest(cast(:old as text[]), cast(:new as text[])) n (old, new)"
-    " where t.digest = n.old and not exists (select from token x where x.digest = n.new)",
-    "identifier": "update identifier t set digest = n.new"
-    " from unnest(cast(:old as text[]), cast(:new as text[])) n (old, new) where t.digest = n.old",
-    "handle": "update handle t set name = 'no/' || n.new"
-    " from unnest(cast(:old as text[]), cast(:new as text[])) n (old, new)"
-    " where t.name = 'no/' || n.old and not exists (select from handle x"
-    " where x.site = t.site and x.kind = t.kind and x.name = 'no/' || n.new)",
-}
+async def ingest_tokens_anew(db: Database, vault: Vault, tally: Tally, now: datetime) -> None:
+    """From the bodies and fields that ingest keeps sealed; then notify is told of the new ones."""
+    from services.ingest.people import People, Person  # noqa: PLC0415
 
+    async def from_bodies(tx: Tx, rows: Sequence[Any], done: Tally) -> None:
+        anew = _Anew(vault)
+        for row in rows:
+            for name in ("body", "context"):
+                for one in _opened(vault, row.key, name, row.key_id, getattr(row, name), done):
+                    anew.learn(row.site, one)
+        await anew.move(tx, done)
 
-async def ingest_tokens_anew(db: Database, vault: Vault, tally: Tally) -> None:
-    """From the bodies and fields ingest keeps sealed. RekeyError if an ingest is running."""
-    async with db.work() as tx:
-        others = await tx.scalar(
-            text(
-                "select count(*) from pg_stat_activity"
-                " where usename = session_user and pid <> pg_backend_pid()"
+    async def from_fields(tx: Tx, rows: Sequence[Any], done: Tally) -> None:
+        anew = _Anew(vault)
+        for row in rows:
+            boxes = {n: (f["k"], f["b"]) for n, f in row.fields.items() if "k" in f}
+            anew.by_site[""] |= set(identifiers_of(vault.seals, row.key, boxes))
+        await anew.move(tx, done)
+
+    async def told(tx: Tx, rows: Sequence[Any], done: Tally) -> None:  # noqa: ARG001 - a Page
+        people = People("", now, vault.tokens, vault.seals, vault.aliases, {})
+        found = await tx.execute(_TOKENS_OF, {"keys": [row.key for row in rows]})
+        tokens = {row.patient: row.tokens for row in found}
+        for row in rows:
+            people.by_key[row.key] = Person(
+                row.key,
+                row.version,
+                row.fields,
+                row.sites,
+                row.attributed,
+                tokens={one["digest"]: one for one in tokens.get(row.key, ())},
+                is_news=True,
             )
-        )
-    if others:
-        raise RekeyError("Stop ingest first: it looks for tokens under the active key alone.")
-    anew = _Anew(vault)
+        people.changed()
+        await append(tx, people.events(), now)
+        versions = [people.by_key[row.key].version for row in rows]
+        active = vault.tokens.ring.active
+        params = {"keys": [row.key for row in rows], "versions": versions, "active": active}
+        await tx.execute(_RETOLD, params)
+
     columns = ("site", "key_id", "body", "context")
-    async with aclosing(_pages(db, "version", "key, version", columns)) as pages:
-        async for tx, rows in pages:
-            for row in rows:
-                for name in ("body", "context"):
-                    for one in _opened(vault, row.key, name, row.key_id, getattr(row, name), tally):
-                        anew.learn_identifier(one, row.site)
-            await _move(tx, anew, tally)
-    async with aclosing(_pages(db, "patient", "key", ("fields",))) as pages:
-        async for tx, rows in pages:
-            for row in rows:
-                boxes = {n: (f["k"], f["b"]) for n, f in row.fields.items() if "k" in f}
-                for system, value in _of_patient(vault, row.key, boxes):
-                    anew.learn(system, value)
-            await _move(tx, anew, tally)
+    # Not locked: renewing comes first in ingest's transactions too, before any row's lock.
+    await _each_page(db, "version", "key, version", columns, tally, from_bodies, hold=False)
+    await _each_page(db, "patient", "key", ("fields",), tally, from_fields, hold=False)
+    await _each_page(
+        db,
+        "patient",
+        "key",
+        ("version", "fields", "sites", "attributed"),
+        tally,
+        told,
+        where="retold is distinct from :active",
+        said={"active": vault.tokens.ring.active},
+    )
+
+
+_TOKENS_OF = text(
+    "select patient, jsonb_agg(jsonb_build_object('digest', digest, 'key_id', key_id)) as tokens"
+    " from token where patient = any(:keys) group by patient"
+).bindparams(bindparam("keys", type_=ARRAY(Uuid)))
+_RETOLD = text(
+    "update patient p set version = n.version, retold = :active"
+    " from unnest(:keys, :versions) n (key, version) where p.key = n.key"
+).bindparams(bindparam("keys", type_=ARRAY(Uuid)), bindparam("versions", type_=ARRAY(Integer)))
 
 
 def _opened(
@@ -449,60 +534,47 @@ def _opened(
         yield from identifiers_in(orjson.loads(one) if isinstance(one, str) else one)
 
 
-def _of_patient(
-    vault: Vault, owner: UUID, boxes: Mapping[str, tuple[str, str]]
-) -> list[tuple[str, str]]:
-    """System and value of a patient's identifiers, among the fields kept sealed."""
-    found: list[tuple[str, str]] = []
-    try:
-        if "healthCard" in boxes:
-            card = vault.seals.open(owner, "healthCard", *boxes["healthCard"])
-            system, _, value = card.rpartition("|")
-            found.append((system, value))
-        if "recordNumbers" in boxes:
-            said = orjson.loads(vault.seals.open(owner, "recordNumbers", *boxes["recordNumbers"]))
-            found += [(one["system"], one["value"]) for one in said]
-    except (UnknownKeyError, SealBrokenError):
-        return found
-    return found
-
-
-async def _move(tx: Tx, anew: _Anew, tally: Tally) -> None:
-    if anew.known:
-        said = {"old": list(anew.known), "new": list(anew.known.values())}
-        for table, move in _MOVE.items():
-            more = {"active": anew.vault.tokens.ring.active} if table == "token" else {}
-            tally.tokens += (await tx.execute(text(move), {**said, **more})).rowcount
-    anew.forget()
-
-
 async def notify_tokens_anew(db: Database, vault: Vault, tally: Tally) -> None:
     """Beside the old ones first, then panels and Consents, then without the old ones: whoever
     reads in between matches by one or the other.
     """
+    from services.notify.store import also_known  # noqa: PLC0415 - a service's process loads only itself
+
     ring = vault.tokens.ring
-    async with aclosing(_pages(db, "patient", "key", ("demographics",))) as pages:
-        async for tx, rows in pages:
-            for row in rows:
-                boxes = {n: (b[0], b[1]) for n, b in row.demographics.items()}
-                for system, value in _of_patient(vault, row.key, boxes):
-                    tally.tokens += await _beside(tx, vault, system, value)
-    async with aclosing(_pages(db, "panel", "id", ("key_id", "digest", "boxes"))) as pages:
-        async for tx, rows in pages:
-            for row in rows:
-                if row.key_id != ring.active and "card" in row.boxes:
-                    card = _field(vault, row.id, "card", row.boxes["card"], tally)
-                    tally.tokens += await _renamed(tx, vault, "panel", "id", row.id, row, card)
-    for table, key in (("consent", "uid"), ("refused_consent", "id")):
-        columns = ("key_id", "digest", "body_key_id", "body")
-        async with aclosing(_pages(db, table, key, columns)) as pages:
-            async for tx, rows in pages:
-                for row in rows:
-                    if row.key_id not in (ring.active, "key", None):
-                        id_, box = getattr(row, key), (row.body_key_id, row.body)
-                        said = orjson.loads(_field(vault, id_, "consent", box, tally) or "{}")
-                        card = _subject(said, vault.aliases)
-                        tally.tokens += await _renamed(tx, vault, table, key, id_, row, card)
+
+    async def beside(tx: Tx, rows: Sequence[Any], done: Tally) -> None:
+        for row in rows:
+            boxes = {n: (b[0], b[1]) for n, b in row.demographics.items()}
+            for one in identifiers_of(vault.seals, row.key, boxes):
+                tokens = vault.tokens.all(*one)
+                first = vault.tokens.token(*one)
+                every = [first, *(other for other in tokens if other != first)]
+                done.tokens += await also_known(tx, every)
+
+    async def of_panel(tx: Tx, rows: Sequence[Any], done: Tally) -> None:
+        for row in rows:
+            if row.key_id != ring.active and "card" in row.boxes:
+                card = _field(vault, row.id, "card", row.boxes["card"], done)
+                done.tokens += await _renamed(tx, vault, "panel", "id", row.id, row, card)
+
+    async def of_consents(
+        tx: Tx, rows: Sequence[Any], done: Tally, table: str = "consent", key: str = "uid"
+    ) -> None:
+        for row in rows:
+            if row.key_id not in (ring.active, "key", None):
+                id_, box = getattr(row, key), (row.body_key_id, row.body)
+                said = orjson.loads(_field(vault, id_, "consent", box, done) or "{}")
+                card = _subject(said, vault.aliases)
+                done.tokens += await _renamed(tx, vault, table, key, id_, row, card)
+
+    async def of_refused(tx: Tx, rows: Sequence[Any], done: Tally) -> None:
+        await of_consents(tx, rows, done, "refused_consent", "id")
+
+    await _each_page(db, "patient", "key", ("demographics",), tally, beside)
+    await _each_page(db, "panel", "id", ("key_id", "digest", "boxes"), tally, of_panel)
+    columns = ("key_id", "digest", "body_key_id", "body")
+    await _each_page(db, "consent", "uid", columns, tally, of_consents)
+    await _each_page(db, "refused_consent", "id", columns, tally, of_refused)
     async with db.work() as tx:
         await tx.execute(
             text(
@@ -537,28 +609,6 @@ def _subject(said: Mapping[str, Any], aliases: Mapping[str, str]) -> str | None:
     return None if value is None else f"{system}|{value}"
 
 
-async def _beside(tx: Tx, vault: Vault, system: str, value: str) -> int:
-    active, digest = vault.tokens.token(system, value)
-    olds = [(k, d) for k, d in vault.tokens.all(system, value) if k != active]
-    if not olds:
-        return 0
-    added = await tx.execute(
-        text(
-            "insert into token (key_id, digest, patient)"
-            " select :active, :digest, t.patient from token t"
-            " join unnest(cast(:keys as text[]), cast(:olds as text[])) o (key_id, digest)"
-            " on t.key_id = o.key_id and t.digest = o.digest on conflict do nothing"
-        ),
-        {
-            "active": active,
-            "digest": digest,
-            "keys": [k for k, _ in olds],
-            "olds": [d for _, d in olds],
-        },
-    )
-    return added.rowcount
-
-
 async def _renamed(
     tx: Tx, vault: Vault, table: str, key: str, id_: UUID, row: Any, card: str | None
 ) -> int:
@@ -573,15 +623,31 @@ async def _renamed(
     return 1
 
 
-async def rotate(db: Database, vault: Vault) -> Tally:
-    """Everything of the service under its active keys. RekeyError if it cannot be done now."""
+async def rotate(db: Database, vault: Vault, now: datetime) -> Tally:
+    """Everything of the service under its active keys, while it runs; again after a stop."""
     tally = Tally()
-    if db.service == "ingest" and len(vault.tokens.ring.keys) > 1:
-        await ingest_tokens_anew(db, vault, tally)
-    if db.service == "notify" and len(vault.tokens.ring.keys) > 1:
+    await seal_anew(db, vault, tally)  # first, so that what is told of is under the new ones
+    if db.service == "ingest" and vault.tokens.rotating:
+        await ingest_tokens_anew(db, vault, tally, now)
+    if db.service == "notify" and vault.tokens.rotating:
         await notify_tokens_anew(db, vault, tally)
-    await seal_anew(db, vault, tally)
     return tally
+
+
+async def retire(db: Database, key: str) -> bool:
+    """Have no process of `db` make tokens under `key` any more; False if some are kept under it.
+
+    Who is at it meanwhile has finished first; who comes later is refused (RetiredKeyError).
+    """
+    async with db.work() as tx:
+        await tx.execute(text("lock table token_key in access exclusive mode"))
+        if await tx.scalar(text("select exists (select from token where key_id = :k)"), {"k": key}):
+            return False
+        await tx.execute(
+            text("update token_key set retired = now() where id = :k and retired is null"),
+            {"k": key},
+        )
+        return True
 
 
 # The commands
@@ -613,26 +679,27 @@ async def _opening(service: str) -> AsyncGenerator[tuple[Database, Vault], None]
         await db.close()
 
 
-def _rings(said: Settings) -> dict[str, Keyring]:
-    rings = {"tokens": said.token_keys, "seals": said.seal_keys, "dates": said.date_keys}
-    return {name: ring for name, ring in rings.items() if ring is not None}
+def rings(said: Settings) -> dict[str, Keyring]:
+    """The rings a process has, by what they protect."""
+    named = {"tokens": said.token_keys, "seals": said.seal_keys, "dates": said.date_keys}
+    return {name: ring for name, ring in named.items() if ring is not None}
 
 
 async def status(service: str) -> list[Held]:
     """Rows of `service` per key, also in events that the log still holds."""
-    named = {name: list(ring.keys) for name, ring in _rings(settings.read(Settings)).items()}
+    named = {name: list(ring.keys) for name, ring in rings(settings.read(Settings)).items()}
     async with _opening(service) as (db, _):
         return await held(db, named)
 
 
-def words(found: Sequence[Held], rings: Mapping[str, Keyring]) -> list[str]:
+def words(found: Sequence[Held], there: Mapping[str, Keyring]) -> list[str]:
     """A line for each table and key; a key that holds rows and is not there is said so."""
     lines = []
     for one in found:
-        ring = rings.get(one.ring)
-        there = ring is not None and one.key in ring.keys
+        ring = there.get(one.ring)
+        known = ring is not None and one.key in ring.keys
         active = ring is not None and one.key == ring.active
-        mark = "active" if active else "old" if there else "MISSING: its rows do not open"
+        mark = "active" if active else "old" if known else "MISSING: its rows do not open"
         lines.append(f"{one.ring:7}{one.key:12}{one.table:14}{one.rows:>10}  {mark}")
     return lines or ["No key holds anything."]
 
@@ -641,7 +708,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run `work`; what an operator can mend is said in one line, exit code 2."""
     try:
         return asyncio.run(work)
-    except (SettingsError, region.RegionError, RekeyError) as error:
+    except (SettingsError, region.RegionError) as error:
         why = str(error)
     except (DBAPIError, OSError) as error:
         why = f"The database refused or is away ({sqlstate(error)})."
@@ -653,23 +720,24 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 def status_(service: Service) -> None:
     """Print the rows under each key. Exit code 1: rows are under a key that is not there."""
     found = _run(status(service))
-    rings = _rings(settings.read(Settings))
-    for line in words(found, rings):
+    there = rings(settings.read(Settings))
+    for line in words(found, there):
         typer.echo(line)
-    missing = [one for one in found if one.ring not in rings or one.key not in rings[one.ring].keys]
+    missing = [one for one in found if one.ring not in there or one.key not in there[one.ring].keys]
     raise typer.Exit(1 if missing else 0)
 
 
 @commands.command("rotate")
 def rotate_(service: Service) -> None:
-    """Bring everything of a service under its active keys. May be run again at any time.
+    """Bring everything of a service under its active keys, while it runs.
 
-    Tokens of ingest need ingest to be stopped meanwhile.
+    Stopped at any moment, it goes on where it was when it is run again.
     """
 
     async def work() -> Tally:
         async with _opening(service) as (db, vault):
-            return await rotate(db, vault)
+            clock = Clock(settings.read(Settings).clock)
+            return await rotate(db, vault, clock.now())
 
     tally = _run(work())
     typer.echo(str(tally))
@@ -678,13 +746,21 @@ def rotate_(service: Service) -> None:
 
 @commands.command("retire")
 def retire_(service: Service, key: Annotated[str, typer.Argument(help="A key id.")]) -> None:
-    """Say whether a key may be taken out. Exit code 1: it is active, or holds rows still."""
+    """Take a key out of use, if nothing is kept under it. Exit code 1: it is active, or in use.
+
+    A retired token key is never used again: a process that makes it active takes nothing in.
+    """
     found = [one for one in _run(status(service)) if one.key == key]
-    rings = _rings(settings.read(Settings))
-    for line in words(found, rings) if found else []:
+    there = rings(settings.read(Settings))
+    for line in words(found, there) if found else []:
         typer.echo(line)
-    active = [name for name, ring in rings.items() if ring.active == key]
-    if found or active:
+    active = [name for name, ring in there.items() if ring.active == key]
+
+    async def work() -> bool:
+        async with _opening(service) as (db, _):
+            return await retire(db, key) if service == "ingest" else True
+
+    if found or active or not _run(work()):
         typer.echo(f"{key} is in use: it cannot be retired.", err=True)
         raise typer.Exit(1)
-    typer.echo(f"{key} holds nothing of {service}.")
+    typer.echo(f"{key} holds nothing of {service}: take it out of the keyring.")

@@ -18,6 +18,7 @@ from joserfc.jwk import ECKey
 from services.plumbing import region
 from services.plumbing.auth import Authority, AuthorityAwayError, authority_client
 from services.plumbing.clock import real_now
+from services.plumbing.egress import Egress
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 ASSERTION_LASTS = 240
@@ -101,7 +102,7 @@ async def access_token(data: Path, issuer: str, client: str, scope: str | None =
     if not file.exists():
         raise TokenError(f"There is no private key of {client} in {file.parent}.")
     key = kept_key(file)
-    async with authority_client() as http:
+    async with authority_client(Egress(local=True)) as http:
         try:
             url = await Authority(issuer, http).endpoint("token_endpoint")
             answer = await http.post(

@@ -12,9 +12,10 @@ from services.ingest import restating, waiting
 from services.ingest.api import add_door
 from services.ingest.flow import Heard, House, Keys
 from services.plumbing import audit, carriers, chain, process, settings, telemetry
-from services.plumbing.auth import Auth, Authority, authority_client, guard
+from services.plumbing.auth import Auth, Authority, guard
 from services.plumbing.clock import Clock
 from services.plumbing.db import Database
+from services.plumbing.limits import Limits
 from services.plumbing.process import Background
 from services.plumbing.region import RegionError, RegionFile
 from services.plumbing.sealing import Seals, Tokens
@@ -38,7 +39,7 @@ def build(said: IngestSettings) -> Built:
     db = Database(said.database_url.get_secret_value(), "ingest", pool=said.database_pool)
     clock = Clock(said.clock)
     region = RegionFile(said.region)
-    authority = Authority(said.issuer, authority_client(), jwks_url=said.jwks_url)
+    authority = Authority.of(said)
     house = House(
         db=db,
         clock=clock,
@@ -53,6 +54,7 @@ def build(said: IngestSettings) -> Built:
         app,
         Auth(authority, said.audience, region.current),
         audit.refusals(db, clock.now),
+        Limits.of(said, "ingest"),
     )
     add_door(app, house)
 

@@ -53,6 +53,7 @@ from services.plumbing.auth import (
     caller,
     demand,
     smart_configuration,
+    spend,
 )
 from services.plumbing.db import Tx, sqlstate
 from services.plumbing.web import FHIR_JSON, Issue, Rejection, fhir_response, outcome
@@ -284,11 +285,16 @@ class _Door:
 
         async def look(tx: Tx) -> tuple[list[Kept], int]:
             among: set[UUID] | None = None
-            tokens = [flow.token(door, kind, one) for one in asked.identifiers]
-            if tokens:
-                matches = await store.matching(tx, door.site, tokens)
-                sets = [set(matches.get((kind, token), ())) for token in tokens]
-                among = set.intersection(*sets)
+            digests = [flow.tokens(door, kind, one) for one in asked.identifiers]
+            if digests:
+                every = [one for spelt in digests for one in spelt]
+                matches = await store.matching(tx, door.site, every)
+                among = set.intersection(
+                    *(
+                        {key for one in spelt for key in matches.get((kind, one), ())}
+                        for spelt in digests
+                    )
+                )
             for ids in asked.ids:
                 named = await store.named(tx, door.site, kind, ids)
                 among = named if among is None else among & named
@@ -349,6 +355,7 @@ class _Door:
             advice = "Send a batch or transaction; a message goes to $process-message."
             raise Rejection("not-supported", advice, "Bundle.type", 422)
         made = bundles.requests(tree, texts, self.house.base)
+        spend(request, len(made))
         entries = [one for one in made if isinstance(one, Entry)]
         door = self._door(request, who, entries)
         slots = taking.slots_of(made, door)
@@ -605,6 +612,7 @@ class _Door:
         again: Callable[[], None] = lambda: None,
     ) -> T:
         """`work` in one transaction of the site; once more if another one crossed it."""
+        await flow.open_key(self.house)
         for tries in range(1, TRIES + 1):
             try:
                 async with self.house.db.request(door.site) as tx:

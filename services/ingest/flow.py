@@ -5,9 +5,10 @@ step is one statement for all. Nothing here commits; what is refused is a `Probl
 what must wait is kept with its reason, and comes by here again when the reason has ended.
 """
 
+import asyncio
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -47,7 +48,7 @@ from services.plumbing.db import Database, Tx
 from services.plumbing.eventlog import append
 from services.plumbing.identifiers import canonical_system, normalise, own_system
 from services.plumbing.region import Region
-from services.plumbing.sealing import Seals, Tokens
+from services.plumbing.sealing import RetiredKeyError, Seals, Tokens, UnknownKeyError
 from services.plumbing.telemetry import new_id
 
 BODY = "body"
@@ -61,6 +62,9 @@ class Keys:
 
     tokens: Tokens
     seals: Seals
+    opened: set[str] = field(default_factory=set)
+    """Ids of token keys that the database knows to be in use."""
+    opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,19 +328,45 @@ def owner_of(digest: str) -> UUID:
 
 
 def token(door: Door, kind: str, identifier: Identifier) -> str:
-    """A visit number is compared as it is, a patient's identifier as HA-92 says; "" if it cannot
-    be one.
+    """What an identifier is compared by; "" if it cannot be one."""
+    spelt = _spelt(door, kind, identifier)
+    return "" if spelt is None else door.keys.tokens.token(*spelt)[1]
+
+
+def tokens(door: Door, kind: str, identifier: Identifier) -> list[str]:
+    """`token` under every key: what to look for while a rotation is under way (HA-98)."""
+    spelt = _spelt(door, kind, identifier)
+    return [] if spelt is None else [digest for _, digest in door.keys.tokens.all(*spelt)]
+
+
+def _spelt(door: Door, kind: str, identifier: Identifier) -> tuple[str, str] | None:
+    """System and value: a visit number is compared as it is, a patient's identifier as HA-92
+    says.
     """
-    tokens = door.keys.tokens
     system = identifier.system or own_system(door.site)
     if kind == "Encounter":
-        return tokens.token(system, identifier.value.strip())[1]
+        return system, identifier.value.strip()
     system = canonical_system(system, door.region.aliases)
     value = normalise(system, identifier.value)
-    return "" if value is None else tokens.token(system, value)[1]
+    return None if value is None else (system, value)
 
 
 # The batch
+
+
+async def open_key(house: House) -> None:
+    """Have the active token key on the list that every process looks at, before it is used.
+
+    In a transaction of its own, once a process: who comes later waits for no batch.
+    """
+    active = house.keys.tokens.ring.active
+    if active in house.keys.opened:
+        return
+    async with house.keys.opening:
+        if active not in house.keys.opened:
+            async with house.db.work() as tx:
+                await store.open_key(tx, active)
+            house.keys.opened.add(active)
 
 
 async def take_in(tx: Tx, items: Sequence[Item], door: Door) -> None:
@@ -359,14 +389,17 @@ async def _round(tx: Tx, items: Sequence[Item], door: Door) -> list[Item]:
         clinics_of(door.region),
     )  # fmt: skip
     batch = _Batch(door, people)
+    await _renew(tx, items, door)
     again = {item.again.key for item in items if item.again is not None}
-    batch.keys, batch.records = await store.claim(tx, door.site, batch.names(items), again)
+    names = batch.names(items)
+    batch.keys, batch.records, in_use = await store.claim(tx, door.site, names, again)
+    _check_key(door.keys, in_use)
     digests = batch.conditions(items)
     if digests:
         batch.matches = await store.matching(tx, door.site, digests)
         matched = {key for keys in batch.matches.values() for key in keys}
         if matched - batch.records.keys():
-            _, more = await store.claim(tx, door.site, {}, matched - batch.records.keys())
+            _, more, _ = await store.claim(tx, door.site, {}, matched - batch.records.keys())
             batch.records |= more
     tokens, own = batch.presented(items)
     if tokens or own:
@@ -388,6 +421,54 @@ async def _round(tx: Tx, items: Sequence[Item], door: Door) -> list[Item]:
     waiting = await store.waiting(tx, door.site, batch.woken, batch.started)
     revivals = (revived(kept, door) for kept in waiting)
     return [item for item in revivals if not item.problems]
+
+
+async def _renew(tx: Tx, items: Sequence[Item], door: Door) -> None:
+    """What the batch names is found under the active key, whatever it was written under (HA-98).
+
+    First in the transaction: two processes with different active keys that name the same patient
+    wait for each other here.
+    """
+    keys = door.keys.tokens
+    if keys.rotating:
+        spelt = {_spelt(door, kind, one) for item in items for kind, one in _named_by(item)}
+        found = [keys.renewed(*one) for one in spelt if one is not None]
+        await store.renew(tx, door.site, found, keys.ring.active)
+
+
+def _named_by(item: Item) -> Iterator[tuple[str, Identifier]]:
+    """Every identifier an item is looked up by, with the type of resource it is of."""
+    read = item.read
+    if isinstance(read, EncounterRead):
+        visit = () if read.visit is None else (read.visit,)
+        whole = () if read.part_of is None else read.part_of.identifiers
+        yield from (("Encounter", one) for one in (*visit, *read.identifiers, *whole))
+        yield from (("Patient", one) for one in read.subject.identifiers)
+    elif isinstance(read, PatientRead):
+        other = () if read.replaced_by is None else read.replaced_by.identifiers
+        yield from (("Patient", one) for one in (*read.identifiers, *other))
+    if item.condition is not None:
+        yield item.kind, item.condition
+    yield from ((kind, one) for kind, one, _ in item.must_match)
+
+
+def _check_key(keys: Keys, in_use: Mapping[str, bool]) -> None:
+    """UnknownKeyError unless this process finds all that was ever written, and is found itself.
+
+    Then nothing of the batch has an effect: the sender keeps it and sends it again (CS-95).
+    """
+    ring = keys.tokens.ring
+    if in_use.get(ring.active):
+        raise RetiredKeyError(f"token key {ring.active!r} is retired: make another one active")
+    unknown = sorted(id_ for id_, retired in in_use.items() if not retired and id_ not in ring.keys)
+    if unknown:
+        raise UnknownKeyError(
+            f"tokens may be kept under {', '.join(unknown)}, not in this keyring: put it back, and"
+            " take it out only after `passerelle keys retire ingest`"
+        )
+    if ring.active not in in_use:
+        keys.opened.discard(ring.active)
+        raise UnknownKeyError(f"token key {ring.active!r} is not on the list yet")
 
 
 def _measure(door: Door, batch: "_Batch") -> None:

@@ -139,6 +139,17 @@ class People:
                 tokens={token["digest"]: token for token in row["tokens"]},
             )
             self.by_key[person.key] = person
+            if self.tokens.rotating:
+                self._renew(person)
+
+    def _renew(self, person: Person) -> None:
+        """Digests of fields under the active key, that equal values stay equal (HA-98)."""
+        for name, said in person.fields.items():
+            if "b" in said:
+                value = self.seals.open(person.key, name, said["k"], said["b"])
+                digest = self._digest(name, value)
+                person.is_changed |= digest != said["d"]
+                said["d"] = digest
 
     def linked(self) -> dict[UUID, UUID]:
         """The merges in force among these patients."""

@@ -3,7 +3,7 @@
 What goes in and comes out are the values of tables.py; sealing is the caller's.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from typing import Any
@@ -29,12 +29,17 @@ from services.ingest.tables import (
     said,
 )
 from services.plumbing.db import Tx
+from services.plumbing.sealing import Renewed
 
 Name = tuple[str, str]
 """(kind, name): a name by which the site may mean a resource."""
 
 
-_CLAIM = text("select * from claim(:site, :kinds, :names, :keys, :others)").bindparams(
+_CLAIM = text(
+    "select k.in_use, c.* from (select jsonb_object_agg(id, retired is not null) as in_use"
+    "   from token_key) k"
+    " left join claim(:site, :kinds, :names, :keys, :others) c on true"
+).bindparams(
     bindparam("kinds", type_=ARRAY(Text)),
     bindparam("names", type_=ARRAY(Text)),
     bindparam("keys", type_=ARRAY(Uuid)),
@@ -44,10 +49,11 @@ _CLAIM = text("select * from claim(:site, :kinds, :names, :keys, :others)").bind
 
 async def claim(
     tx: Tx, site: str, names: Mapping[Name, UUID], others: Iterable[UUID] = ()
-) -> tuple[dict[Name, UUID], dict[UUID, Record]]:
+) -> tuple[dict[Name, UUID], dict[UUID, Record], dict[str, bool]]:
     """Which key each name has, the proposed one where it had none; held until the commit.
 
-    Also the records of those keys, and of the keys `others`, that have come.
+    Also the records of those keys, and of the keys `others`, that have come; and the ids of the
+    token keys ever used here, with whether they are retired.
     """
     params = {
         "site": site,
@@ -58,12 +64,48 @@ async def claim(
     }
     keys: dict[Name, UUID] = {}
     records: dict[UUID, Record] = {}
+    in_use: dict[str, bool] = {}
     for row in await tx.execute(_CLAIM, params):
+        in_use = row.in_use or {}
         if row.name is not None:
             keys[row.kind, row.name] = row.key
         if row.id is not None:
             records[row.key] = _record(row)
-    return keys, records
+    return keys, records, in_use
+
+
+_OPEN_KEY = text("select open_key(:id)")
+
+
+async def open_key(tx: Tx, key_id: str) -> None:
+    """Tokens are made under this key from the commit of `tx` on, where nobody has said so."""
+    await tx.execute(_OPEN_KEY, {"id": key_id})
+
+
+_RENEW = text("select renew(:site, :locks, :olds, :news, :active)").bindparams(
+    bindparam("locks", type_=ARRAY(Text)),
+    bindparam("olds", type_=ARRAY(Text)),
+    bindparam("news", type_=ARRAY(Text)),
+)
+
+
+async def renew(tx: Tx, site: str, found: Collection[Renewed], active: str) -> int:
+    """Whatever of the site goes by another key's digest goes by the active one's; before any
+    other lock of `tx`. How many tokens were moved.
+    """
+    pairs = {old: one.new for one in found for old in one.olds}
+    locks = sorted({one.lock for one in found})
+    if not pairs:
+        return 0
+    params = {
+        "site": site,
+        "locks": locks,
+        "olds": list(pairs),
+        "news": list(pairs.values()),
+        "active": active,
+    }
+    moved: int = (await tx.execute(_RENEW, params)).scalar_one()
+    return moved
 
 
 def _record(row: Any) -> Record:

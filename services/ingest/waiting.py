@@ -23,6 +23,8 @@ from services.plumbing import telemetry
 from services.plumbing.audit import Trail
 from services.plumbing.db import Tx, is_passing
 from services.plumbing.region import Region
+from services.plumbing.sealing import UnknownKeyError
+from services.plumbing.web import keys_missing
 
 log = structlog.get_logger()
 
@@ -64,6 +66,7 @@ async def reconsider(tx: Tx, house: House, rows: Sequence[Kept]) -> int:
 
 async def release_due(house: House) -> int:
     """Let go what only time held: a start reached, a start given up (HA-76, CR-30)."""
+    await flow.open_key(house)
     async with house.db.work() as tx:
         rows = await store.due(tx, house.clock.now(), BATCH)
         if rows:
@@ -73,6 +76,7 @@ async def release_due(house: House) -> int:
 
 async def release_mapped(house: House) -> int:
     """Let go what waited for a class that the code map has now (HA-74)."""
+    await flow.open_key(house)
     after, released = (store.FIRST, 0), 0
     while True:
         async with house.db.work() as tx:
@@ -98,6 +102,8 @@ async def look_after(house: House, stop: asyncio.Event) -> None:
                 await store.purge(tx, house.clock.now())
                 for kind, number in (await store.waiting_for_a_person(tx)).items():
                     telemetry.gauge("waiting_for_a_person", kind).set(number)
+        except UnknownKeyError as error:
+            keys_missing("ingest", error)
         except Exception as error:
             if not is_passing(error):
                 raise
@@ -108,6 +114,7 @@ async def look_after(house: House, stop: asyncio.Event) -> None:
 
 async def admit(house: House, key: UUID, version: int, by: str) -> bool:
     """A person lets a held message pass, as that of a recycled number; False if it waits on."""
+    await flow.open_key(house)
     async with house.db.work() as tx:
         await store.admit(tx, key, version, by)
         row = await store.one_held(tx, key, version)
@@ -154,6 +161,7 @@ async def replay(
 
     Each in its own transaction. What is accepted is settled; what is refused again waits on.
     """
+    await flow.open_key(house)
     async with house.db.work() as tx:
         rows = await store.refused(tx, ids=ids, site=site)
     done: list[Replayed] = []

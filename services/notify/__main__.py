@@ -16,19 +16,20 @@ from schemas.flag_changed_v1 import FlagChanged
 from schemas.patient_identified_v1 import PatientIdentified
 from schemas.patient_merged_v1 import PatientMerged, PatientUnmerged
 from schemas.site_heard_v1 import SiteHeard
-from services.notify import egress, flow, worklist
+from services.notify import flow, worklist
 from services.notify.api import Door, add_door
 from services.notify.delivery import Courier
-from services.notify.egress import Egress
 from services.notify.flow import Turn
 from services.notify.telling import House
 from services.notify.web.desk import NotifyDesk
 from services.notify.web.pages import Pages
-from services.plumbing import audit, carriers, chain, process, settings, signin, telemetry
-from services.plumbing.auth import Auth, Authority, authority_client, guard
+from services.plumbing import audit, carriers, chain, egress, process, settings, signin, telemetry
+from services.plumbing.auth import Auth, Authority, guard
 from services.plumbing.clock import Clock
 from services.plumbing.db import Database, Tx, is_passing, sqlstate
+from services.plumbing.egress import Egress
 from services.plumbing.eventlog import Reader, on
+from services.plumbing.limits import Limits
 from services.plumbing.process import Background
 from services.plumbing.region import Region, RegionError, RegionFile
 from services.plumbing.sealing import Seals, Tokens
@@ -79,7 +80,7 @@ def build(said: NotifySettings) -> Built:
         base=f"{said.notify_url}/fhir",
         invalid_holds=said.consent_invalid == "hold",
     )
-    authority = Authority(said.issuer, authority_client(), jwks_url=said.jwks_url)
+    authority = Authority.of(said)
     sign_in = SignIn(
         service="notify",
         public_url=said.notify_url,
@@ -98,7 +99,12 @@ def build(said: NotifySettings) -> Built:
         secure=not said.local,
     )
     app = make_app("notify", db, error_page=pages.error)
-    guard(app, Auth(authority, said.audience, region.current), audit.refusals(db, clock.now))
+    guard(
+        app,
+        Auth(authority, said.audience, region.current),
+        audit.refusals(db, clock.now),
+        Limits.of(said, "notify"),
+    )
 
     def gate(clinic: str) -> Egress:
         return gate_of(region.current(), clinic, local=said.local)

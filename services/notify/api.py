@@ -20,7 +20,6 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from services.notify import (
     acknowledge,
     capability,
-    egress,
     fhir,
     flow,
     intake,
@@ -32,7 +31,6 @@ from services.notify import (
 )
 from services.notify.acknowledge import BadPatchError, NoGuardError, RefusedError, Wanted
 from services.notify.card import Card, NotAllowedError
-from services.notify.egress import Egress, ForbiddenTargetError, Resolve
 from services.notify.fhir import Json, Language, Voice
 from services.notify.flow import Act, Stale, Turn
 from services.notify.intake import Capture, Upload
@@ -41,7 +39,7 @@ from services.notify.panel import Mode
 from services.notify.search import BadSearchError, Query
 from services.notify.subscriptions import MASK, NotOfferedError, Wish
 from services.notify.telling import House
-from services.plumbing import audit, telemetry
+from services.plumbing import audit, egress, telemetry
 from services.plumbing.audit import Trail
 from services.plumbing.auth import (
     Authority,
@@ -52,9 +50,10 @@ from services.plumbing.auth import (
 )
 from services.plumbing.clock import real_now
 from services.plumbing.db import Database, Tx
+from services.plumbing.egress import Egress, ForbiddenTargetError, Resolve
 from services.plumbing.identifiers import canonical_system, normalise
 from services.plumbing.region import Clinic, Site
-from services.plumbing.web import Issue, Rejection, fhir_response
+from services.plumbing.web import Issue, Rejection, fhir_response, outcome
 
 LARGEST_BODY: Final = 1024 * 1024
 LARGEST_PANEL: Final = 32 * 1024 * 1024
@@ -830,6 +829,10 @@ def _subscription_routes(router: APIRouter, door: Door) -> None:
             kept = await store.subscription(tx, visit.clinic, known.id)
         return _answer(_subscription(kept))
 
+    @router.post("/fhir/Subscription/{id_}/$rotate-secret")
+    async def rotate(request: Request, id_: str, who: Annotated[Caller, may("u")]) -> Response:
+        return await _rotate_secret(_visit(door, request, who), id_)
+
     @router.delete("/fhir/Subscription/{id_}")
     async def delete(request: Request, id_: str, who: Annotated[Caller, may("d")]) -> Response:
         visit = _visit(door, request, who)
@@ -915,6 +918,26 @@ async def _wish(visit: Visit, body: Any) -> Wish:
     return wish
 
 
+async def _rotate_secret(visit: Visit, id_: str) -> Response:
+    """A new signing secret; the one before signs along for a day (CA-66)."""
+    secret = subscriptions.new_secret()
+    async with _transaction(visit) as tx:
+        known = await store.subscription(tx, visit.clinic, _uuid(id_))
+        if known is None or known.client != visit.who.id:
+            raise _not_found()
+        box = visit.door.house.seals.seal(known.id, "webhook", secret)
+        await store.renew_secret(tx, known.id, box, real_now() + subscriptions.BOTH_SIGN)
+        await audit.record(tx, [visit.trail.configured(f"Subscription/{id_}")])
+    said = outcome([Issue("informational", _ROTATED, severity="information")])
+    return fhir_response(said, 200, {SECRET_HEADER: secret})
+
+
+_ROTATED = (
+    "The new secret stands in the header. For a day each notification is signed with both, the new"
+    " one first."
+)
+
+
 def _row(
     visit: Visit, wish: Wish, id_: UUID, secret: str | None, known: Any = None
 ) -> dict[str, Any]:
@@ -946,6 +969,8 @@ def _row(
         "counter": 0,
         "error": None,
         "secret": known.secret if known is not None else None,
+        "former_secret": known.former_secret if known is not None else None,
+        "former_until": known.former_until if known is not None else None,
         "created": visit.now if known is None else known.created,
         "updated": visit.now,
         "failing_since": None,

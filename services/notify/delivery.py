@@ -8,7 +8,7 @@ that is when networks fail; what is said carries business times.
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -21,15 +21,15 @@ import structlog
 from sqlalchemy import Row
 from standardwebhooks.webhooks import Webhook
 
-from services.notify import egress, flow, looking, store, subscriptions
-from services.notify.egress import Egress, ForbiddenTargetError, Resolve
+from services.notify import flow, looking, store, subscriptions
 from services.notify.looking import Sight
 from services.notify.subscriptions import Occurrence
 from services.notify.telling import House
-from services.plumbing import audit, telemetry
+from services.plumbing import audit, egress, telemetry
 from services.plumbing.audit import Trail
 from services.plumbing.clock import real_now
 from services.plumbing.db import Database, Tx, is_passing, sqlstate
+from services.plumbing.egress import Egress, ForbiddenTargetError, Resolve
 from services.plumbing.sealing import SealBrokenError, UnknownKeyError
 
 log = structlog.get_logger()
@@ -340,9 +340,11 @@ class Courier:
         except OSError:
             return Answer(failure=Failure.TRANSIENT, reason="the host is not found")
         now = self.real()
-        headers = attempt.headers | signature(
-            self.house.seals.open(to.id, "webhook", *to.secret), str(sent.id), now, attempt.body
-        )
+        boxes = [to.secret]
+        if to.former_until is not None and now < to.former_until:
+            boxes.append(to.former_secret)
+        secrets = [self.house.seals.open(to.id, "webhook", *box) for box in boxes]
+        headers = attempt.headers | signature(secrets, str(sent.id), now, attempt.body)
         request = egress.request_to(self.http, to.endpoint, address, attempt.body, headers)
         try:
             async with asyncio.timeout(to.timeout):
@@ -409,11 +411,14 @@ async def _drain(response: httpx.Response) -> None:
             return
 
 
-def signature(secret: str, id_: str, at: datetime, body: bytes) -> dict[str, str]:
-    """Standard Webhooks headers of one attempt (CA-66). `at` is aware; UTC is what they take."""
+def signature(secrets: Sequence[str], id_: str, at: datetime, body: bytes) -> dict[str, str]:
+    """Standard Webhooks headers of one attempt (CA-66): a signature for each secret, the newest's
+    first. `at` is aware; UTC is what the library takes.
+    """
     moment = at.astimezone(UTC)
+    signed = (Webhook(secret).sign(id_, moment, body.decode()) for secret in secrets)
     return {
         "webhook-id": id_,
         "webhook-timestamp": str(int(moment.timestamp())),
-        "webhook-signature": Webhook(secret).sign(id_, moment, body.decode()),
+        "webhook-signature": " ".join(signed),
     }

@@ -107,9 +107,12 @@ async def on_episodes_changed(batch: Sequence[EpisodeChanged], turn: Turn) -> No
 async def on_patients_identified(batch: Sequence[PatientIdentified], turn: Turn) -> None:
     """Panels and Consents that came before it now find their patient."""
     patients = {event.patient for event in batch}
-    await store.hold_tokens(turn.tx, [t.digest for event in batch for t in event.tokens])
+    tokens = {event.patient: set[store.Token]() for event in batch}
+    for event in batch:
+        tokens[event.patient] |= telling.tokens_of(turn.house, event)
+    await store.hold_tokens(turn.tx, [digest for own in tokens.values() for _, digest in own])
     await store.lock(turn.tx, patients)
-    await store.keep_identified(turn.tx, batch)
+    await store.keep_identified(turn.tx, batch, tokens)
     await match_panels(patients, turn)
     await reconsider(patients, turn, access=True)
 

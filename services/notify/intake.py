@@ -64,7 +64,10 @@ async def upload_panel(upload: Upload, turn: Turn, trail: Trail) -> dict[str, An
     known = {_name(key): row.fingerprint for key, row in present.items()}
     plan = panel.plan(
         known,
-        {_name(key): _fingerprint(member, house) for key, member in sent.items()},
+        {
+            _name(key): _fingerprint(member, house, known.get(_name(key)))
+            for key, member in sent.items()
+        },
         frozenset(_name(_known(tokens, present)) for tokens in mentioned),
         upload.mode,
     )
@@ -74,6 +77,8 @@ async def upload_panel(upload: Upload, turn: Turn, trail: Trail) -> dict[str, An
         await _check_confirmed(upload, digest, turn)
     report = _report(telemetry.new_id(), upload, read, plan, applied=applies)
     if applies:
+        for tokens in members if house.tokens.rotating else ():
+            await store.also_known(tx, tokens)
         await _apply(upload.clinic, sent, present, plan, turn)
         await _settle(sent, present, plan, turn)
         report |= await _confirmations(upload.clinic, turn)
@@ -131,8 +136,10 @@ def _name(token: tuple[str, str]) -> str:
     return "|".join(token)
 
 
-def _fingerprint(member: Member, house: House) -> str:
-    return house.tokens.token("panel-row", member.text)[1]
+def _fingerprint(member: Member, house: House, known: str | None) -> str:
+    """Of a row as it came: the one it is kept by, if it is that under any key; else a new one."""
+    every = [digest for _, digest in house.tokens.all("panel-row", member.text)]
+    return known if known in every else house.tokens.token("panel-row", member.text)[1]
 
 
 async def _check_confirmed(upload: Upload, digest: str, turn: Turn) -> None:
@@ -160,7 +167,7 @@ async def _apply(
 ) -> None:
     gone = [present[token].id for token in present if _name(token) in plan.changed | plan.ended]
     rows = [
-        _row(clinic, token, member, turn)
+        _row(clinic, member, turn)
         for token, member in sent.items()
         if _name(token) in plan.added | plan.changed
     ]
@@ -170,15 +177,16 @@ async def _apply(
         await store.add_panel(turn.tx, rows)
 
 
-def _row(clinic: str, token: tuple[str, str], member: Member, turn: Turn) -> dict[str, Any]:
+def _row(clinic: str, member: Member, turn: Turn) -> dict[str, Any]:
     id_ = telemetry.new_id()
     seals = turn.house.seals
+    token = turn.house.tokens.token(*member.card)
     return {
         "id": id_,
         "clinic": clinic,
         "key_id": token[0],
         "digest": token[1],
-        "fingerprint": _fingerprint(member, turn.house),
+        "fingerprint": _fingerprint(member, turn.house, None),
         "boxes": {n: list(seals.seal(id_, n, v)) for n, v in member.private.items() if v},
         "language": member.language,
         "nurse": member.nurse,
@@ -200,7 +208,8 @@ async def _settle(
     turn: Turn,
 ) -> None:
     """Match and confirm what changed, and settle the cards of whom it concerns."""
-    touched = [t for t in {*sent, *present} if _name(t) not in plan.unchanged]
+    touched = {t for t in {*sent, *present} if _name(t) not in plan.unchanged}
+    touched |= {turn.house.tokens.token(*sent[t].card) for t in touched if t in sent}
     patients = await store.matched(turn.tx, touched)
     await store.lock(turn.tx, patients)
     await match_panels(patients, turn)
@@ -303,17 +312,18 @@ async def capture_consent(capture: Capture, turn: Turn, trail: Trail) -> Capture
     tx, house = turn.tx, turn.house
     resource = {k: v for k, v in capture.resource.items() if k not in {"id", "meta", "text"}}
     _check_valid(resource)
-    token = _subject(resource, house)
+    spelt = _subject(resource, house)
     id_ = capture.id or str(telemetry.new_id())
     await store.hold_consent(tx, id_)
     known = await store.consent(tx, id_, hold=True)
     wrong = await store.refused_under(tx, capture.tenant if known is None else known.tenant, id_)
-    tokens = [token, *((row.key_id, row.digest) for row in wrong if row.key_id is not None)]
+    tokens = [*spelt, *((row.key_id, row.digest) for row in wrong if row.key_id is not None)]
     if known is not None:
         tokens.append((known.key_id, known.digest))
         tokens += [] if known.disputed_with is None else [(store.KEY, str(known.disputed_with))]
     await store.hold_tokens(tx, [digest for _, digest in tokens])
-    roots = sorted(await store.families(tx, await store.matched(tx, [token])))
+    await store.also_known(tx, spelt)
+    roots = sorted(await store.families(tx, await store.matched(tx, spelt)))
     concerned = sorted(await store.families(tx, await store.matched(tx, tokens)))
     await store.change_consents(tx, concerned)
     await store.lock(tx, concerned)
@@ -347,8 +357,8 @@ async def capture_consent(capture: Capture, turn: Turn, trail: Trail) -> Capture
             version=version,
             tenant=tenant,
             captured_by=capture.by,
-            key_id=token[0],
-            digest=token[1],
+            key_id=spelt[0][0],
+            digest=spelt[0][1],
             status=str(resource["status"]),
             computable=not warnings,
             body_key_id=key_id,
@@ -415,14 +425,14 @@ async def keep_refused(
     body = orjson.dumps(capture.resource, option=orjson.OPT_SORT_KEYS).decode()
     id_ = telemetry.new_id()
     key_id, box = house.seals.seal(id_, "consent", body)
-    token = readable_subject(capture.resource, house)
-    digests = [] if token is None else [token[1]]
-    await store.hold_tokens(tx, digests)
-    patients = [] if token is None else await store.matched(tx, [token])
+    spelt = readable_subject(capture.resource, house) or ()
+    await store.hold_tokens(tx, [digest for _, digest in spelt])
+    await store.also_known(tx, spelt)
+    patients = await store.matched(tx, spelt)
     roots = sorted(await store.families(tx, patients))
     await store.change_consents(tx, roots)
     await store.lock(tx, roots)
-    holds = token is not None and house.invalid_holds
+    holds = bool(spelt) and house.invalid_holds
     if capture.only_own_panel and not await _is_own(capture.tenant, roots, turn):
         holds = False  # a clinic holds nobody's cards but its own patients'
     kept = await store.add_refused(
@@ -431,8 +441,8 @@ async def keep_refused(
         tenant=capture.tenant,
         captured_by=capture.by,
         consent=capture.id,
-        key_id=None if token is None else token[0],
-        digest=None if token is None else token[1],
+        key_id=spelt[0][0] if spelt else None,
+        digest=spelt[0][1] if spelt else None,
         fingerprint=house.tokens.token("refused-consent", body)[1],
         issues=[{"path": i.expression or "Consent", "rule": i.text} for i in issues],
         body_key_id=key_id,
@@ -536,14 +546,17 @@ def _check_attachments(node: Any, path: str = "Consent") -> None:
 # Whose it is, and whether it is R4
 
 
-def readable_subject(resource: Mapping[str, Any], house: House) -> tuple[str, str] | None:
-    """Token of the patient a Consent is about: our key, or an identifier a hospital also sent."""
+def readable_subject(resource: Mapping[str, Any], house: House) -> Tokens | None:
+    """Tokens of the patient a Consent is about: our key, or an identifier a hospital also sent.
+
+    Under each key of the ring, the active one's first.
+    """
     said = resource.get("patient")
     named = said if isinstance(said, Mapping) else {}
     literal = str(named.get("reference", "")).removeprefix(f"{house.base}/")
     if literal.startswith("Patient/"):
         try:
-            return store.KEY, str(UUID(literal.removeprefix("Patient/")))
+            return ((store.KEY, str(UUID(literal.removeprefix("Patient/")))),)
         except ValueError:
             pass
     identifier = named.get("identifier")
@@ -551,20 +564,20 @@ def readable_subject(resource: Mapping[str, Any], house: House) -> tuple[str, st
         system = canonical_system(str(identifier.get("system", "")), house.region().aliases)
         value = normalise(system, str(identifier.get("value", "")))
         if system and value is not None:
-            return house.tokens.token(system, value)
+            return _tokens((system, value), house)
     return None
 
 
-def _subject(resource: Mapping[str, Any], house: House) -> tuple[str, str]:
-    token = readable_subject(resource, house)
-    if token is None:
+def _subject(resource: Mapping[str, Any], house: House) -> Tokens:
+    tokens = readable_subject(resource, house)
+    if tokens is None:
         raise InvalidConsent(
             issue="value",
             expression="Consent.patient",
             advice="Name the patient by identifier (health card), or as Patient/ with our own key.",
             status=422,
         )
-    return token
+    return tokens
 
 
 def _check_valid(resource: Mapping[str, Any]) -> None:

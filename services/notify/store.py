@@ -204,9 +204,6 @@ _IDENTIFIED = text(
     "  as n (key uuid, version int, demographics jsonb, attributed text[], sites text[])"
     " where p.key = n.key and p.version < n.version returning p.key"
 )
-_FORGET_TOKENS = text(
-    "delete from token where patient = any(:keys) and key_id <> :key_id"
-).bindparams(bindparam("keys", type_=_uuids))
 _ADD_TOKENS = text(
     "insert into token (key_id, digest, patient)"
     " select * from unnest(:key_ids, :digests, :patients) on conflict do nothing"
@@ -217,8 +214,18 @@ _ADD_TOKENS = text(
 )
 
 
-async def keep_identified(tx: Tx, events: Sequence[PatientIdentified]) -> None:
-    """What is newest of each patient: tokens, sealed demographics, clinics recorded for them."""
+Token = tuple[str, str]
+"""(key id, digest)."""
+
+
+async def keep_identified(
+    tx: Tx, events: Sequence[PatientIdentified], tokens: Mapping[UUID, Iterable[Token]]
+) -> None:
+    """What is newest of each patient: tokens, sealed demographics, clinics recorded for them.
+
+    Tokens are added only: a patient loses none, and while a key changes panels and Consents may
+    still go by those of the old one (CS-95); a rotation takes these out at its end.
+    """
     newest: dict[UUID, PatientIdentified] = {}
     for event in events:
         if event.patient not in newest or newest[event.patient].version < event.version:
@@ -235,16 +242,46 @@ async def keep_identified(tx: Tx, events: Sequence[PatientIdentified]) -> None:
     ]
     taken = await tx.execute(_IDENTIFIED, {"rows": orjson.dumps(rows).decode()})
     keys = [row.key for row in taken]
-    tokens = [(t.key_id, t.digest, k) for k in keys for t in newest[k].tokens]
-    await tx.execute(_FORGET_TOKENS, {"keys": keys, "key_id": KEY})
+    told = [(*token, key) for key in keys for token in tokens[key]]
     await tx.execute(
         _ADD_TOKENS,
         {
-            "key_ids": [t[0] for t in tokens],
-            "digests": [t[1] for t in tokens],
-            "patients": [t[2] for t in tokens],
+            "key_ids": [one[0] for one in told],
+            "digests": [one[1] for one in told],
+            "patients": [one[2] for one in told],
         },
     )
+
+
+_ALSO_KNOWN = text(
+    "insert into token (key_id, digest, patient)"
+    " select n.key_id, n.digest, t.patient from token t"
+    " join unnest(:olds, :old_digests) o (key_id, digest)"
+    "  on t.key_id = o.key_id and t.digest = o.digest"
+    " cross join unnest(:key_ids, :digests) n (key_id, digest) on conflict do nothing"
+).bindparams(
+    bindparam("olds", type_=_texts),
+    bindparam("old_digests", type_=_texts),
+    bindparam("key_ids", type_=_texts),
+    bindparam("digests", type_=_texts),
+)
+
+
+async def also_known(tx: Tx, tokens: Sequence[Token]) -> int:
+    """Whoever has one of `tokens`, all of one identifier, has the first of them too (HA-98)."""
+    if len(tokens) < 2:
+        return 0
+    first, others = tokens[:1], tokens[1:]
+    added = await tx.execute(
+        _ALSO_KNOWN,
+        {
+            "olds": [key_id for key_id, _ in others],
+            "old_digests": [digest for _, digest in others],
+            "key_ids": [key_id for key_id, _ in first],
+            "digests": [digest for _, digest in first],
+        },
+    )
+    return added.rowcount
 
 
 _MERGE = text(
@@ -1468,6 +1505,18 @@ async def put_subscription(tx: Tx, row: Mapping[str, Any]) -> None:
         if name not in {"id", "clinic", "client", "created", "counter"}
     }
     await tx.execute(statement.on_conflict_do_update(index_elements=["id"], set_=keep))
+
+
+_RENEW_SECRET = text(
+    "update subscription set former_secret = secret, former_until = :until,"
+    " secret = cast(:box as jsonb) where id = :id"
+)
+
+
+async def renew_secret(tx: Tx, id_: UUID, box: Box, until: datetime) -> None:
+    """Sign with what is in `box`, and until `until` (real time) with the secret before it too."""
+    params = {"id": id_, "box": orjson.dumps(box).decode(), "until": until}
+    await tx.execute(_RENEW_SECRET, params)
 
 
 async def delete_subscription(tx: Tx, id_: UUID) -> None:

@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import parse_qsl
 from uuid import UUID
@@ -215,6 +215,10 @@ def _end(resource: Mapping[str, Any], now: datetime) -> datetime | None:
     if ends <= now:
         raise NotOfferedError("Subscription.end", "It must lie in the future.", "value")
     return ends.astimezone(UTC)
+
+
+BOTH_SIGN: Final = timedelta(hours=24)
+"""How long the secret before the newest signs along (CA-66)."""
 
 
 def new_secret() -> str:

@@ -153,6 +153,8 @@ subscription = Table(
     Column("counter", BigInteger),
     Column("error", Text),
     Column("secret", JSONB),
+    Column("former_secret", JSONB(none_as_null=True)),
+    Column("former_until", _instant),
     Column("created", _instant),
     Column("updated", _instant),
     Column("failing_since", _instant),

@@ -10,6 +10,7 @@ from datetime import date, datetime
 from uuid import UUID
 
 from schemas.flag_changed_v1 import Explanation
+from schemas.patient_identified_v1 import PatientIdentified
 from services.notify import card as cards
 from services.notify import consent, days, panel, reading, recount
 from services.notify.card import Card
@@ -30,7 +31,13 @@ from services.notify.consent import (
 from services.notify.recount import Standing, State, Unit, View
 from services.notify.store import Box, Facts, PanelRow
 from services.plumbing.region import Clinic, Person, Region, Site
-from services.plumbing.sealing import SealBrokenError, Seals, Tokens, UnknownKeyError
+from services.plumbing.sealing import (
+    SealBrokenError,
+    Seals,
+    Tokens,
+    UnknownKeyError,
+    identifiers_of,
+)
 
 SEES_PATIENTS = frozenset({"clinic_cm", "physician", "lead_md"})
 """Roles at a clinic that may see its patients: who reads its shared inbox (CS-33, NW)."""
@@ -180,6 +187,20 @@ def opened(house: House, owner: UUID, boxes: Mapping[str, Box], name: str) -> st
         return house.seals.open(owner, name, *box)
     except (UnknownKeyError, SealBrokenError):
         return None
+
+
+def tokens_of(house: House, event: PatientIdentified) -> set[tuple[str, str]]:
+    """The tokens an event brings; while a key changes, those under our other keys too (HA-98).
+
+    Ingest may have told them under a key that no panel or Consent of ours is kept under yet, or
+    any more; what they are made of is sealed beside them.
+    """
+    found = {(token.key_id, token.digest) for token in event.tokens}
+    if house.tokens.rotating:
+        boxes = {name: (one.key_id, one.box) for name, one in event.demographics.items()}
+        for system, value in identifiers_of(house.seals, event.patient, boxes):
+            found |= set(house.tokens.all(system, value))
+    return found
 
 
 def demographic(house: House, facts: Facts, name: str) -> str | None:

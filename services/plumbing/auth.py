@@ -26,9 +26,12 @@ from joserfc.jwt import JWTClaimsRegistry
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.plumbing import egress
 from services.plumbing.clock import real_now
+from services.plumbing.egress import Egress, Resolve
+from services.plumbing.limits import UNLIMITED, Limits
 from services.plumbing.region import Region
-from services.plumbing.settings import LOOPBACK
+from services.plumbing.settings import LOOPBACK, Settings
 from services.plumbing.web import Rejection, outcome_response
 
 ACCESS_ALGORITHMS = ("RS384", "ES384", "ES256")
@@ -301,7 +304,7 @@ class Published:
                     if len(body) > LARGEST_DOCUMENT:
                         raise AuthorityAwayError("a document of the authority is too long")
             document = json.loads(bytes(body)) if response.status_code == 200 else None
-        except (httpx.HTTPError, ValueError):
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError):
             raise AuthorityAwayError("the authority does not answer") from None
         if not isinstance(document, dict):
             raise AuthorityAwayError("the authority does not publish what it must")
@@ -310,7 +313,10 @@ class Published:
 
 def may_be_fetched(url: str) -> bool:
     """https, or http on loopback; no user in it."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
     if "@" in parts.netloc or not parts.hostname:
         return False
     return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK)
@@ -335,9 +341,24 @@ def lifetime(cache_control: str | None) -> timedelta:
     return UNSAID_LIFETIME
 
 
-def authority_client() -> httpx.AsyncClient:
+def authority_gate(settings: Settings) -> Egress:
+    """What is called for the authority's sake: public addresses, and `authority_networks`.
+
+    Ports other than 443 only where the operator names one. Under `up` and `demo` also loopback,
+    where the issuer is.
+    """
+    named = (urlsplit(url) for url in (settings.issuer, settings.jwks_url) if url is not None)
+    return Egress(
+        local=settings.local,
+        ports=frozenset(f"{one.hostname}:{one.port}" for one in named if one.port is not None),
+        networks=settings.authority_networks,
+    )
+
+
+def authority_client(gate: Egress, lookup: Resolve = egress.resolve) -> httpx.AsyncClient:
     """The HTTP client for what authorities publish: no proxy, no redirect, 5 s (CS-97)."""
-    return httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=5)
+    transport = egress.GuardedTransport(gate, lookup)
+    return httpx.AsyncClient(transport=transport, follow_redirects=False, timeout=5)
 
 
 class Authority:
@@ -362,6 +383,12 @@ class Authority:
         self._jwks: Published | None = None
         self._verified: dict[bytes, dict[str, Any]] = {}
         self._verified_by: Mapping[str, Any] = {}
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Authority":
+        """The operator's, called as `authority_gate` allows."""
+        http = authority_client(authority_gate(settings))
+        return cls(settings.issuer, http, jwks_url=settings.jwks_url)
 
     async def metadata(self) -> Mapping[str, Any]:
         """Its discovery document. AuthorityAwayError also if it is another issuer's."""
@@ -550,12 +577,19 @@ Refused = Callable[[Request, int, Caller | None], Awaitable[None]]
 """Told of each refusal before it is answered: the request, 401 or 403, and who it was."""
 
 
+def spend(request: Request, entries: int) -> None:
+    """Charge the caller for a Bundle of so many entries, of which one is paid. Rejection 429."""
+    limits: Limits = request.scope["state"]["limits"]
+    limits.more(request.scope["state"]["caller"].id, entries - 1)
+
+
 class Doorkeeper:
     """ASGI middleware: nothing below `guarded` is routed, nor its body read, unauthenticated.
 
     FastAPI reads a body before it runs dependencies, and answers 404 and 405 before both;
     HA-63 wants 401 first. So the token is looked at here. Each 401 and 403 is handed to
-    `refused` and answered only after that (E-4, E-6). Put before an app by `guard`.
+    `refused` and answered only after that (E-4, E-6). Limits come before both: a flood of tokens
+    that do not verify is neither verified nor recorded one by one. Put before an app by `guard`.
     """
 
     def __init__(
@@ -564,20 +598,32 @@ class Doorkeeper:
         *,
         auth: Auth,
         refused: Refused,
+        limits: Limits,
         guarded: Collection[str],
         public: Collection[str],
     ) -> None:
         self._app = app
         self._auth = auth
+        self._limits = limits
         self._refused = refused
         self._guarded = tuple(guarded)
         self._public = frozenset(public)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._guards(scope["path"]):
+        if scope["type"] != "http" or scope["path"] in UNLIMITED:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
+        address = "" if request.client is None else request.client.host
+        try:
+            self._limits.of_address(address)
+        except Rejection as rejection:
+            response = await request.app.state.refuse(request, rejection)
+            await response(scope, receive, send)
+            return
+        if not self._guards(scope["path"]):
+            await self._app(scope, receive, send)
+            return
         known: Caller | None = None
         replaced = False
 
@@ -594,10 +640,11 @@ class Doorkeeper:
 
         try:
             known = await self._auth.caller(request.headers.get("authorization"))
+            self._limits.of_client(known.id, address)
         except Rejection as rejection:
             await outcome_response(rejection)(scope, receive, told)
             return
-        scope.setdefault("state", {})["caller"] = known
+        scope.setdefault("state", {}).update(caller=known, limits=self._limits)
         await self._app(scope, receive, told)
 
     def _guards(self, path: str) -> bool:
@@ -610,6 +657,7 @@ def guard(
     app: FastAPI,
     auth: Auth,
     refused: Refused,
+    limits: Limits | None = None,
     guarded: Collection[str] = ("/fhir", "/v1", "/panel"),
     public: Collection[str] = ("/fhir/metadata", "/fhir/.well-known/smart-configuration"),
 ) -> None:
@@ -619,5 +667,12 @@ def guard(
     error handling.
     """
     app.user_middleware.append(
-        Middleware(Doorkeeper, auth=auth, refused=refused, guarded=guarded, public=public)
+        Middleware(
+            Doorkeeper,
+            auth=auth,
+            refused=refused,
+            limits=limits or Limits(),
+            guarded=guarded,
+            public=public,
+        )
     )

@@ -191,6 +191,12 @@ async def create_topics(
     return sorted(said)
 
 
+async def topics(link: Link) -> set[str]:
+    """The topics there are."""
+    async with _admin(link) as admin:
+        return set(await admin.list_topics())
+
+
 @asynccontextmanager
 async def _admin(link: Link) -> AsyncIterator[AIOKafkaAdminClient]:
     with _in_our_words():

@@ -90,6 +90,11 @@ async def migrate(owner_url: str, passwords: dict[str, str]) -> list[str]:
             " name text not null, sha256 text not null, run timestamptz not null default now(),"
             " primary key (schema, name))"
         )
+        for service in SERVICES:  # so that `doctor` can tell which version it looks at
+            await owner.execute(
+                f"grant usage on schema plumbing to passerelle_{service}_worker;"
+                f" grant select on plumbing.migration to passerelle_{service}_worker"
+            )
         done = {
             (row["schema"], row["name"]): row["sha256"]
             for row in await owner.fetch("select schema, name, sha256 from plumbing.migration")

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
+import orjson
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -27,6 +28,10 @@ DATES = frozenset({"birthDate", "deceased"})
 
 class UnknownKeyError(Exception):
     """A value was made with a key id that is not in the keyring: it waits, nothing is guessed."""
+
+
+class RetiredKeyError(UnknownKeyError):
+    """The active key was taken out of use: what it would make, nobody would find."""
 
 
 class SealBrokenError(Exception):
@@ -48,6 +53,28 @@ class Tokens:
         return [
             (key_id, _digest(self.ring.key(key_id), system, value)) for key_id in self.ring.keys
         ]
+
+    @property
+    def rotating(self) -> bool:
+        """Whether values may be on file under more than one key."""
+        return len(self.ring.keys) > 1
+
+    def renewed(self, system: str, value: str) -> "Renewed":
+        """What to move to the active key, and what to lock meanwhile."""
+        found = dict(self.all(system, value))
+        new = found[self.ring.active]
+        olds = tuple(found[key] for key in found if key != self.ring.active)
+        return Renewed(lock=found[min(found)], olds=olds, new=new)
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The digests of one value under the keys of a ring, while a rotation is under way."""
+
+    lock: str
+    """Under the key that sorts first: the same for all processes, whichever is active."""
+    olds: tuple[str, ...]
+    new: str
 
 
 def _digest(key: bytes, system: str, value: str) -> str:
@@ -111,6 +138,27 @@ class Seals:
 def open_all(seals: Seals, patient: UUID, boxes: Mapping[str, tuple[str, str]]) -> dict[str, str]:
     """Each field of `boxes` ((key id, box) by name) opened."""
     return {name: seals.open(patient, name, *box) for name, box in boxes.items()}
+
+
+def identifiers_of(
+    seals: Seals, patient: UUID, boxes: Mapping[str, tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """System and value of a patient's identifiers, among the fields that ingest keeps sealed.
+
+    Those that do not open are left out: nothing is guessed.
+    """
+    found: list[tuple[str, str]] = []
+    try:
+        if "healthCard" in boxes:
+            card = seals.open(patient, "healthCard", *boxes["healthCard"])
+            system, _, value = card.rpartition("|")
+            found.append((system, value))
+        if "recordNumbers" in boxes:
+            said = orjson.loads(seals.open(patient, "recordNumbers", *boxes["recordNumbers"]))
+            found += [(one["system"], one["value"]) for one in said]
+    except (UnknownKeyError, SealBrokenError):
+        return found
+    return found
 
 
 def _bound(patient: UUID, name: str, key_id: str) -> bytes:

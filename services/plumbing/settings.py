@@ -6,6 +6,7 @@ directory. docs/operations.md explains each variable; a test holds deploy/ to th
 
 import base64
 import os
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -33,6 +34,8 @@ SECRETS = Path("/run/secrets")
 """Where containers are given secrets as files; a variable of the same name has precedence."""
 SHORTEST_KEY = 32
 """Bytes; a shorter key is refused at start (CS-95)."""
+FEWEST_BYTES = 3
+"""Different ones in a key: zeros, a letter again and again are what a default looks like."""
 
 
 class SettingsError(Exception):
@@ -52,15 +55,28 @@ class Keyring(BaseModel):
     def _sound(self) -> Self:
         if self.active not in self.keys:
             raise ValueError("the active key id is not among the keys")
-        raw = [self.key(key_id) for key_id in self.keys]
-        if any(len(key) < SHORTEST_KEY for key in raw):
-            raise ValueError(f"a key is shorter than {SHORTEST_KEY} bytes")
+        raw = [sound_key(secret) for secret in self.keys.values()]
         if len(set(raw)) != len(raw):
             raise ValueError("two key ids have the same key")
         return self
 
     def key(self, key_id: str) -> bytes:
         return base64.b64decode(self.keys[key_id].get_secret_value())
+
+
+def sound_key(secret: SecretStr) -> bytes:
+    """The bytes of a key. ValueError if it is none, is short, or is what stands in its place until
+    somebody makes one (CS-95).
+    """
+    try:
+        key = base64.b64decode(secret.get_secret_value(), validate=True)
+    except ValueError:
+        raise ValueError("a key is not base64") from None
+    if len(key) < SHORTEST_KEY:
+        raise ValueError(f"a key is shorter than {SHORTEST_KEY} bytes")
+    if len(set(key)) < FEWEST_BYTES:
+        raise ValueError("a key is no random one: make it with `openssl rand -base64 32`")
+    return key
 
 
 def _no_slash(url: str) -> str:
@@ -100,6 +116,9 @@ class Settings(BaseSettings):
     """The authority whose tokens and sign-ins count."""
     jwks_url: str | None = None
     """Its keys; unset: as its discovery document says."""
+    authority_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Private ranges in which the authority may be, `["10.3.0.0/16"]`; else only public addresses
+    are called for its documents and keys (CS-97)."""
     audience: str = "passerelle"
     """What access tokens for Passerelle name."""
     oidc_client_id: str = "passerelle"
@@ -111,6 +130,15 @@ class Settings(BaseSettings):
     session_absolute_hours: float = Field(default=10, gt=0)
     sign_ins_per_minute: int = Field(default=10, ge=1)
     """From one address; more are answered 429 (CS-100)."""
+    client_per_second: float | None = Field(default=None, gt=0)
+    """Requests of one client at one process, a Bundle's entries counted each; more are answered
+    429 (HA-101). Unset: 500, but no limit under `up` and `demo`."""
+    client_burst: float = Field(default=1000, ge=1)
+    """So many at once, after a silence."""
+    address_per_second: float | None = Field(default=None, gt=0)
+    """Requests from one address without a known client: public, refused, or of browsers. Unset:
+    50, but no limit under `up` and `demo`."""
+    address_burst: float = Field(default=500, ge=1)
     kafka_bootstrap: str | None = None
     """`host:port,…`. Unset: the log is carried by PostgreSQL."""
     kafka_partitions: int = Field(default=6, ge=1)
@@ -161,6 +189,16 @@ class Settings(BaseSettings):
         """Variables first, then the files in SECRETS, if there are any."""
         files = [SecretsSettingsSource(settings_cls, SECRETS)] if SECRETS.is_dir() else []
         return (init_settings, env_settings, *files)
+
+    @model_validator(mode="after")
+    def _each_key_for_one_purpose(self) -> Self:
+        rings = (self.token_keys, self.seal_keys, self.date_keys)
+        keys = [ring.key(key_id) for ring in rings if ring is not None for key_id in ring.keys]
+        single = (self.cursor_key, self.checkpoint_key)
+        keys += [sound_key(secret) for secret in single if secret is not None]
+        if len(set(keys)) != len(keys):
+            raise ValueError("two keys are the same: each purpose needs one of its own")
+        return self
 
     @model_validator(mode="after")
     def _loopback_only(self) -> Self:

@@ -20,6 +20,11 @@ from prometheus_client import Counter, Gauge, Histogram
 CounterName = Literal[
     # By reader: events that could not be taken in. Any: look at `passerelle replay --list`.
     "log_dead_letters_total",
+    # By service: what met a key id that is not in the keyring, and waits. Any: give the key.
+    "unknown_keys_total",
+    # By service and whom (client, address): requests answered 429. Rising: a feed runs wild, or
+    # somebody tries tokens; an address that is the proxy's own: FORWARDED_ALLOW_IPS is not set.
+    "limited_total",
     # By site and reason: refused resources. Rising: a hospital changed its feed.
     "ingest_refused_total",
     # By site and reason: held resources. Rising: a mapping is missing.

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.plumbing import telemetry
 from services.plumbing.db import Database, is_passing, sqlstate
+from services.plumbing.sealing import UnknownKeyError
 
 log = structlog.get_logger()
 
@@ -169,12 +170,27 @@ def make_app(
     async def on_error(request: Request, error: Exception) -> Response:
         return await refuse(request, unexpected(error))
 
+    async def on_unknown_key(request: Request, error: Exception) -> Response:
+        assert isinstance(error, UnknownKeyError)
+        keys_missing(service, error)
+        return await refuse(
+            request,
+            Rejection(
+                "transient",
+                "A key is missing here; nothing was changed. Try again later.",
+                status=503,
+                headers={"Retry-After": "60"},
+            ),
+        )
+
     app.add_exception_handler(Rejection, on_rejection)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(SQLAlchemyError, on_error)
     app.add_exception_handler(OSError, on_error)
+    app.add_exception_handler(UnknownKeyError, on_unknown_key)
 
+    app.state.refuse = refuse
     app.add_middleware(_Answer, service=service, on_error=on_error)
 
     @app.get("/health/live", include_in_schema=False)
@@ -235,6 +251,12 @@ class _Answer:
             if not started:
                 await response(scope, receive, send_on)
         telemetry.histogram("http_seconds", self._service).observe(time.perf_counter() - began)
+
+
+def keys_missing(service: str, error: UnknownKeyError) -> None:
+    """Held until an operator gives the key, and alarmed about (CS-95). Names key ids, no value."""
+    telemetry.counter("unknown_keys_total", service).inc()
+    log.error("key_unknown", why=str(error))
 
 
 def unexpected(error: Exception) -> Rejection:

@@ -18,10 +18,11 @@ from schemas.patient_merged_v1 import PatientMerged, PatientUnmerged
 from schemas.restatement_ended_v1 import RestatementEnded
 from schemas.site_heard_v1 import SiteHeard
 from services.plumbing import audit, carriers, chain, process, settings, telemetry
-from services.plumbing.auth import Auth, Authority, authority_client, guard
+from services.plumbing.auth import Auth, Authority, guard
 from services.plumbing.clock import Clock
 from services.plumbing.db import Database, Tx
 from services.plumbing.eventlog import Reader, on
+from services.plumbing.limits import Limits
 from services.plumbing.process import Background
 from services.plumbing.region import Region, RegionError, RegionFile
 from services.plumbing.sealing import Seals
@@ -70,7 +71,7 @@ def build(said: ScreeningSettings) -> Built:
     region = RegionFile(said.region)
     rule = policy.load(policy_text(region.current(), said.region.parent))
     seals = Seals(said.date_keys)
-    authority = Authority(said.issuer, authority_client(), jwks_url=said.jwks_url)
+    authority = Authority.of(said)
 
     def sites() -> Sequence[KnownSite]:
         return known_sites(region.current())
@@ -79,7 +80,12 @@ def build(said: ScreeningSettings) -> Built:
         return flow.Turn(tx, now, policy=rule, sites=sites(), seals=seals)
 
     app = make_app("screening", db)
-    guard(app, Auth(authority, said.audience, region.current), audit.refusals(db, clock.now))
+    guard(
+        app,
+        Auth(authority, said.audience, region.current),
+        audit.refusals(db, clock.now),
+        Limits.of(said, "screening"),
+    )
     cursor_key = base64.b64decode(said.cursor_key.get_secret_value())
     house = House(db, clock.now, rule, sites, cursor_key)
     add_door(app, house)

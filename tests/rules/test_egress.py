@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from services.notify.egress import Egress, ForbiddenTargetError
+from services.plumbing.egress import Egress, ForbiddenTargetError
 
 PUBLIC = "93.184.215.14"
 
@@ -113,7 +113,7 @@ async def test_a_public_host_is_called_at_the_address_that_was_checked() -> None
 
 async def test_numbers_that_a_resolver_reads_as_private_are_refused() -> None:
     """Decimal and octal forms of 127.0.0.1 and 10.0.0.1."""
-    from services.notify.egress import resolve
+    from services.plumbing.egress import resolve
 
     for host in ("2130706433", "0x7f000001", "0177.0.0.1", "127.1", "10.1"):
         with pytest.raises((ForbiddenTargetError, OSError)):

@@ -3,9 +3,10 @@
 from uuid import UUID
 
 import pytest
+from pydantic import SecretStr
 
 from services.plumbing.sealing import SealBrokenError, Seals, Tokens, UnknownKeyError
-from services.plumbing.settings import Keyring
+from services.plumbing.settings import Keyring, Settings
 from tests.conftest import keyring
 
 PATIENT = UUID("3c9e2f6a-7d11-4a52-8a0a-6b1f0e9d7c03")
@@ -89,8 +90,36 @@ def test_no_repr_shows_a_key() -> None:
 
 
 @pytest.mark.parametrize(
-    "keys", [{"t1": "c2hvcnQ="}, {"t1": "QUFB" * 16, "t2": "QUFB" * 16}, {"t2": "QUFB" * 16}]
+    ("keys", "why"),
+    [
+        ({"t1": "c2hvcnQ="}, "shorter"),
+        ({"t1": "QUJD" * 16, "t2": "QUJD" * 16}, "same key"),
+        ({"t2": "QUJD" * 16}, "not among"),
+        ({"t1": "A" * 43 + "="}, "no random one"),
+        ({"t1": "QUFB" * 16}, "no random one"),
+        ({"t1": "<base64 of 32 bytes, made once and kept well>"}, "not base64"),
+    ],
 )
-def test_a_short_equal_or_missing_key_is_refused(keys: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match=r"shorter|same key|not among"):
+def test_a_short_equal_missing_or_default_key_is_refused(keys: dict[str, str], why: str) -> None:
+    """CS-95."""
+    with pytest.raises(ValueError, match=why):
         Keyring.model_validate({"active": "t1", "keys": keys})
+
+
+KEYS = {name: f"{name}_keys" for name in ("token", "seal", "date")}
+
+
+@pytest.mark.parametrize("one", [*KEYS.values(), "cursor_key", "checkpoint_key"])
+def test_a_key_that_serves_two_purposes_is_refused(one: str) -> None:
+    """CS-95: what pages of screening show must not open names."""
+    made = {field: keyring(word) for word, field in KEYS.items()}
+    same = made["seal_keys" if one != "seal_keys" else "token_keys"].keys
+    (secret,) = [key.get_secret_value() for key in same.values()]
+    again: object = secret if one.endswith("key") else {"active": "x1", "keys": {"x1": secret}}
+    with pytest.raises(ValueError, match="two keys are the same"):
+        Settings.model_validate({**made, one: again})
+
+
+def test_a_short_single_key_is_refused() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        Settings(cursor_key=SecretStr("c2hvcnQ="))

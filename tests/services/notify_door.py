@@ -10,12 +10,12 @@ import httpx
 from fastapi import FastAPI
 
 from services.notify.api import Door, add_door
-from services.notify.egress import Egress
 from services.notify.telling import House
 from services.plumbing import audit
 from services.plumbing.auth import Auth, Authority, guard
 from services.plumbing.clock import real_now
 from services.plumbing.db import Database
+from services.plumbing.egress import Egress
 from services.plumbing.web import make_app
 from tests.services import notify_builders as build
 from tests.services.authorities import ISSUER, ec_key, jwks, signed

@@ -333,6 +333,9 @@ NOTIFY = {
     ("POST", "/fhir/Subscription/{id_}/$status"): clinics_write(
         "/fhir/Subscription/{subscription}/$status", "404"
     ),
+    ("POST", "/fhir/Subscription/{id_}/$rotate-secret"): clinics_write(
+        "/fhir/Subscription/{subscription}/$rotate-secret", "404"
+    ),
     ("GET", "/fhir/Subscription/$status"): clinics_write("/fhir/Subscription/$status", EMPTY),
     ("POST", "/fhir/Subscription/$status"): clinics_write("/fhir/Subscription/$status", EMPTY),
     ("POST", "/panel"): clinics_write("/panel", IN),

@@ -345,6 +345,42 @@ async def test_sm_28_the_registered_jku_is_read_and_accepted(stage: Stage) -> No
     assert "http://127.0.0.1:9999/jwks" in stage.asked
 
 
+async def test_sm_31_a_client_s_new_key_is_asked_for_and_its_old_one_forgotten(
+    stage: Stage,
+) -> None:
+    """Keys are kept as long as their Cache-Control says; an unknown one is asked for once."""
+    where = "http://127.0.0.1:9999"
+    old, new = ec_key("published"), ec_key("published next")
+
+    async def ask(key: Any) -> int:
+        signed_by = assertion(stage.clock, key=key, iss="elsewhere", sub="elsewhere")
+        return (await stage.ask_as_machine(signed_by, scope="system/Task.rs")).status_code
+
+    stage.hosts[where] = publishes(old, cache_control="max-age=300")
+    assert [await ask(old) for _ in range(3)] == [200] * 3
+    assert stage.asked.count(f"{where}/jwks") == 1
+    stage.hosts[where] = publishes(new, cache_control="max-age=300")
+    stage.clock.passes(seconds=6)
+    assert await ask(new) == 200
+    assert stage.asked.count(f"{where}/jwks") == 2
+    assert await ask(old) == 401
+    stage.clock.passes(seconds=299)
+    assert stage.asked.count(f"{where}/jwks") == 2
+    stage.clock.passes(seconds=2)
+    assert await ask(new) == 200
+    assert stage.asked.count(f"{where}/jwks") == 3
+
+
+async def test_sm_31_keys_that_may_not_be_kept_are_asked_for_each_time(stage: Stage) -> None:
+    key = ec_key("published")
+    stage.hosts["http://127.0.0.1:9999"] = publishes(key, cache_control="no-store")
+    for _ in range(3):
+        named = assertion(stage.clock, key=key, iss="elsewhere", sub="elsewhere")
+        answer = await stage.ask_as_machine(named, scope="system/Task.rs")
+        assert answer.status_code == 200
+    assert stage.asked.count("http://127.0.0.1:9999/jwks") == 3
+
+
 async def test_a_client_whose_keys_cannot_be_read_is_refused(stage: Stage) -> None:
     named = assertion(stage.clock, key=ec_key("published"), iss="elsewhere", sub="elsewhere")
     assert refused(await stage.ask_as_machine(named, scope="system/Task.rs"))

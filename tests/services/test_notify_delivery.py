@@ -16,7 +16,6 @@ from fhir.resources.R4B.bundle import Bundle
 from standardwebhooks.webhooks import Webhook
 
 from schemas.envelope import CANON
-from services.notify import egress
 from services.notify.delivery import (
     RETRY_FOR,
     Answer,
@@ -28,9 +27,10 @@ from services.notify.delivery import (
     retry_after,
     wait,
 )
-from services.notify.egress import Egress
+from services.plumbing import egress
 from services.plumbing.clock import real_now
 from services.plumbing.db import Database
+from services.plumbing.egress import Egress
 from tests.conftest import FreshDatabase
 from tests.services import notify_builders as build
 from tests.services.notify_door import Doorway, consent, panel

@@ -21,7 +21,7 @@ from tests.conftest import Cluster, FreshDatabase
 from tests.services.authorities import shared_database
 
 OPEN: dict[str, str] = {
-    "plumbing.migration": "which files of SQL were run; granted to nobody",
+    "plumbing.migration": "which files of SQL were run: no tenant, no patient",
     **{
         f"{service}.place": "how far a reader has read: no tenant, no patient"
         for service in SERVICES
@@ -34,6 +34,7 @@ OPEN: dict[str, str] = {
 """Tables without row security, and why."""
 
 FOR_EVERYBODY: dict[str, str] = {
+    "ingest.token_key": "ids of keys; no key, no token (CS-95)",
     "notify.site": "when a hospital was last heard from is on every page; no patient (NW-30)",
 }
 """Tables a request sees whole, whatever its tenant."""
@@ -56,6 +57,8 @@ clinic (CS-36, CS-42).
 DEFINERS: dict[str, str] = {
     "ingest.meet": "tells of patients only whose identifiers are presented",
     "ingest.settle": "writes what was decided of those",
+    "ingest.renew_tokens": "moves a token to another key, for who knows its value alone",
+    "ingest.open_key": "puts the id of a key on the list",
 }
 """Functions with the owner's rights, and what keeps them narrow."""
 

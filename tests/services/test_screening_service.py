@@ -41,7 +41,7 @@ def said(database: FreshDatabase, tmp_path: Path) -> ScreeningSettings:
             "region": tmp_path / "region.yaml",
             "clock": tmp_path / "clock",
             "date_keys": keyring("dates"),
-            "cursor_key": base64.b64encode(b"k" * 32).decode(),
+            "cursor_key": base64.b64encode(b"cursor key of the tests, 32 bytes").decode(),
             "sweep_seconds": 0.05,
             "port": 0,
         }

@@ -15,13 +15,12 @@ import asyncpg
 import httpx
 import pytest
 
-from services.notify import egress
 from services.notify.api import Door, add_door
 from services.notify.delivery import Courier
-from services.notify.egress import Egress
-from services.plumbing import audit
+from services.plumbing import audit, egress
 from services.plumbing.auth import Auth, Authority, guard
 from services.plumbing.db import Database
+from services.plumbing.egress import Egress
 from services.plumbing.web import make_app
 from tests.conftest import FreshDatabase
 from tests.services import notify_builders as build

@@ -16,6 +16,7 @@ from services.notify.web.pages import Desk, Pages
 from services.plumbing import region, signin
 from services.plumbing.auth import Authority, authority_client
 from services.plumbing.db import Database
+from services.plumbing.egress import Egress
 from services.plumbing.settings import Settings
 from services.plumbing.web import make_app
 from services.simulator.flow import REGION_FILE
@@ -77,7 +78,7 @@ async def house(
         redirect_uris=frozenset({f"{url}/sign-in/return"}),
         after_sign_out=frozenset({f"{url}/"}),
     )
-    async with authority_client() as http:
+    async with authority_client(Egress(local=True)) as http:
         loopback = LoopbackAuthority(
             issuer=issuer,
             audience=settings.audience,

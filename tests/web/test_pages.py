@@ -11,6 +11,7 @@ from services.notify.web.views import Role
 from services.plumbing import region
 from services.plumbing.auth import Authority, authority_client
 from services.plumbing.db import Database
+from services.plumbing.egress import Egress
 from services.plumbing.settings import Settings
 from services.plumbing.signin import SignIn
 from services.plumbing.web import make_app
@@ -427,7 +428,7 @@ async def test_beyond_loopback_browsers_are_told_to_stay_on_https(
     settings = Settings(
         issuer="https://issuer.example.org", notify_url="https://notify.example.org"
     )
-    async with authority_client() as http:
+    async with authority_client(Egress()) as http:
         sign_in = SignIn(
             service="notify",
             public_url=settings.notify_url,

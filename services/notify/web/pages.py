@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from http import HTTPStatus
 from typing import Annotated, Generic, Protocol, TypeVar
 from urllib.parse import urlencode
 from uuid import UUID
@@ -428,7 +429,8 @@ class Pages:
     async def error(self, request: Request, rejection: Rejection) -> Response:
         """An error in the person's words; never what they sent, never what went wrong inside."""
         away = rejection.status >= 500
-        page = await self._page(request, known=None if away else await self._quietly(request))
+        unknown = away or rejection.status == HTTPStatus.TOO_MANY_REQUESTS  # no query for a flood
+        page = await self._page(request, known=None if unknown else await self._quietly(request))
         title, lines, both = self._explain(page, rejection)
         response = self._render(
             "error.html",
@@ -464,6 +466,8 @@ class Pages:
                 return "error.404.title", [say("error.404.text")], None
             case 403:
                 return "error.403.title", [say("error.403.text")], None
+            case 429:
+                return "error.429.title", [say("error.429.text")], None
             case status if status >= 500:
                 return "error.500.title", [say("error.500.text")], [other("error.500.text")]
             case _:

@@ -1,7 +1,8 @@
-"""Where a notification may go: the SSRF guard (CA-67, CS-97).
+"""Where we may be made to call: the SSRF guard of every URL from outside (CA-67, CS-97).
 
-The host is resolved and every address checked at create and at each attempt, and the
-connection goes to the checked address. What was found there is told to nobody.
+Endpoints of clinics, and what an authority or a client publishes (SM-31). The host is resolved
+and every address checked at create and at each attempt, and the connection goes to the checked
+address. What was found there is told to nobody.
 """
 
 import asyncio
@@ -12,11 +13,15 @@ from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
 import httpx
+import structlog
+
+log = structlog.get_logger()
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port → addresses as text."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _NEVER = tuple(
     ipaddress.ip_network(net)
     for net in (
@@ -46,6 +51,10 @@ class Egress:
     """`up` and `demo`: http on loopback is allowed."""
     hosts: frozenset[str] = frozenset()
     """`host` or `host:port` that the region file opens: private addresses and other ports too."""
+    ports: frozenset[str] = frozenset()
+    """`host:port` that may be called though the port is not 443; its addresses are checked."""
+    networks: tuple[Network, ...] = ()
+    """Private ranges that the operator opens, whatever the host."""
 
     def check_url(self, url: str) -> SplitResult:
         """The URL's parts, if its form is allowed. ForbiddenTargetError else."""
@@ -63,9 +72,14 @@ class Egress:
             return parts
         if parts.scheme != "https":
             raise ForbiddenTargetError("The endpoint must begin with https.")
-        if port not in {None, 443} and not self._is_opened(host, port):
+        named = self._is_opened(host, port) or f"{host}:{port}" in self.ports
+        if port not in {None, 443} and not named:
             raise ForbiddenTargetError("The endpoint's port must be 443.")
         return parts
+
+    def _allows(self, address: Address) -> bool:
+        within = (n for n in self.networks if n.version == address.version)
+        return is_public(address) or (not _is_never(address) and any(address in n for n in within))
 
     def _is_opened(self, host: str, port: int | None) -> bool:
         return host in self.hosts or f"{host}:{port or 443}" in self.hosts
@@ -83,7 +97,12 @@ class Egress:
         local = self.local and _is_loopback(host)
         opened = self._is_opened(host, parts.port)
         for address in found:
-            allowed = address.is_loopback if local else opened or is_public(address)
+            if local:
+                allowed = address.is_loopback
+            elif opened:
+                allowed = not _is_never(address)
+            else:
+                allowed = self._allows(address)
             if not allowed:
                 raise ForbiddenTargetError("The endpoint's host is not reachable from here.")
         return str(found[0])
@@ -91,6 +110,14 @@ class Egress:
 
 def _is_loopback(host: str) -> bool:
     return host in {"localhost", "127.0.0.1", "::1"}
+
+
+def _is_never(address: Address) -> bool:
+    """What nobody opens: this machine, link-local (metadata of clouds), all of a network."""
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return bool(
+        mapped.is_loopback or mapped.is_link_local or mapped.is_multicast or mapped.is_unspecified
+    )
 
 
 def is_public(address: Address) -> bool:
@@ -109,24 +136,47 @@ async def resolve(host: str, port: int) -> Sequence[str]:
     return [str(sockaddr[0]) for *_, sockaddr in found]
 
 
+def at(url: httpx.URL, address: str) -> tuple[httpx.URL, dict[str, str]]:
+    """The URL that goes to the checked `address`, and the name to verify there, for TLS."""
+    return url.copy_with(host=address), {"sni_hostname": url.raw_host.decode()}
+
+
 def request_to(
     client: httpx.AsyncClient, url: str, address: str, body: bytes, headers: dict[str, str]
 ) -> httpx.Request:
     """A POST that goes to the checked address and still names and verifies the host."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    literal = f"[{address}]" if ":" in address else address
-    port = "" if parts.port is None else f":{parts.port}"
-    target = parts._replace(netloc=f"{literal}{port}").geturl()
-    return client.build_request(
-        "POST",
-        target,
-        content=body,
-        headers={**headers, "Host": parts.netloc},
-        extensions={"sni_hostname": host},
-    )
+    target, extensions = at(httpx.URL(url), address)
+    named = {**headers, "Host": urlsplit(url).netloc}
+    return client.build_request("POST", target, content=body, headers=named, extensions=extensions)
 
 
 def client() -> httpx.AsyncClient:
     """For notifications: no proxy from the environment, no redirect."""
     return httpx.AsyncClient(trust_env=False, follow_redirects=False)
+
+
+class GuardedTransport(httpx.AsyncBaseTransport):
+    """Sends nothing but to addresses that `gate` allows, looked up anew for each request."""
+
+    def __init__(
+        self, gate: Egress, lookup: Resolve = resolve, wire: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._gate = gate
+        self._lookup = lookup
+        self._wire = wire or httpx.AsyncHTTPTransport(trust_env=False)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """ConnectError as well where it is forbidden: who asked is not told which."""
+        try:
+            address = await self._gate.address(str(request.url), self._lookup)
+        except ForbiddenTargetError as error:
+            log.warning("call_forbidden", host=request.url.host, why=str(error))
+            raise httpx.ConnectError("not reachable", request=request) from None
+        except (OSError, UnicodeError):
+            raise httpx.ConnectError("not reachable", request=request) from None
+        request.url, more = at(request.url, address)
+        request.extensions = {**request.extensions, **more}
+        return await self._wire.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._wire.aclose()
