@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 export UV_SYSTEM_CERTS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check bench bench-simulator calibrate format contracts consent-proof oracle mutate-counting clean
+.PHONY: help install demo up test check bench bench-simulator calibrate format contracts consent-proof freshness silence oracle mutate-counting clean
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -79,6 +79,7 @@ def build(said: NotifySettings) -> Built:
         tokens=Tokens(said.token_keys),
         base=f"{said.notify_url}/fhir",
         invalid_holds=said.consent_invalid == "hold",
+        reachable=region.reachable,
     )
     authority = Authority.of(said)
     sign_in = SignIn(
@@ -146,6 +147,7 @@ def gate_of(region: Region, clinic: str, *, local: bool) -> Egress:
 async def sweep_on(db: Database, house: House, clock: Clock, stop: asyncio.Event) -> None:
     """Decide again, soon, for whom the calendar may have changed the answer (CS-51)."""
     while not stop.is_set():
+        telemetry.gauge("notify_directory_away", "notify").set(not house.reachable())
         try:
             async with db.work() as tx:
                 swept = await flow.sweep(Turn(tx=tx, now=clock.now(), house=house))

@@ -7,7 +7,7 @@ the same 404.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Annotated, Any, Final
@@ -327,9 +327,9 @@ async def _search(
             type_, [*in_url, *in_body], strict=strict, in_url=frozenset(n for n, _ in in_url)
         )
         async with _transaction(visit) as tx:
-            query = await _without_identifiers(tx, visit, query)
-            after = search.open_cursor(query, visit.clinic, door.cursor_key, real_now())
             found = {f.resource["id"]: f for f in await gather(tx, visit, type_, None)}
+            query = await _without_identifiers(tx, visit, query, found.values())
+            after = search.open_cursor(query, visit.clinic, door.cursor_key, real_now())
             matching = [
                 f.resource
                 for f in found.values()
@@ -351,8 +351,10 @@ async def _search(
     )
 
 
-async def _without_identifiers(tx: Tx, visit: Visit, query: Query) -> Query:
-    """Identifiers become the keys they match, so that no link carries them (CA-11)."""
+async def _without_identifiers(tx: Tx, visit: Visit, query: Query, seen: Iterable[Found]) -> Query:
+    """Identifiers become the keys they match, so that no link carries them (CA-11); and only keys
+    of whom something may be seen, for a key alone says that a hospital knows the person (CS-42).
+    """
     if not query.identifiers:
         return query
     tokens: set[tuple[str, str]] = set()
@@ -363,12 +365,13 @@ async def _without_identifiers(tx: Tx, visit: Visit, query: Query) -> Query:
         plain = normalise(canonical, value)
         if plain is not None:
             tokens |= set(house.tokens.all(canonical, plain))
-    keys = await store.matched(tx, tokens)
+    keys = set(await store.matched(tx, tokens))
     if query.type == "Consent":  # its patient may be nobody we know yet
         tokens |= set(await store.tokens_of(tx, keys))
         rows = await store.consents_about(tx, tokens, visit.clinic)
         resolved = ("_id", ",".join(sorted(row.id for row in rows)) or "none")
     else:
+        keys &= {found.patient for found in seen if found.patient is not None}
         name = "_id" if query.type == "Patient" else "patient"
         resolved = (name, ",".join(sorted(str(key) for key in keys)) or "none")
     return search.Query(

@@ -13,7 +13,7 @@ from typing import Final
 from uuid import UUID
 
 from services.notify import recount
-from services.notify.consent import Code, Item, Permit
+from services.notify.consent import CEILINGS, Ceilings, Code, Item, Permit
 from services.notify.recount import Standing, State, View
 
 NEWS_MAX_AGE: Final = timedelta(hours=72)
@@ -310,9 +310,12 @@ class EpisodeNews:
         return all(f"Encounter/{key}" in released for key in self.encounters)
 
 
-def compose(standing: Standing, permit: Permit) -> View:
-    """What a card of `standing` says to the holder of `permit`, counted from what it releases."""
-    return recount.see(standing, permit.released, permit.at)
+def compose(standing: Standing, permit: Permit, ceilings: Ceilings = CEILINGS) -> View:
+    """What a card of `standing` says to the holder of `permit`: counted from what it releases,
+    and of each visit no more than its level (CS-45).
+    """
+    details = recount.details(standing, permit.findings, ceilings)
+    return recount.see(standing, permit.released, permit.at, details)
 
 
 def opens(news: EpisodeNews, view: View, now: datetime) -> What | None:
@@ -611,6 +614,8 @@ class Situation:
     said_otherwise: bool
     """What a card says of the standing differs from what it said when last settled."""
     counts_before: Mapping[str, int]
+    reads_otherwise: bool
+    """What may be told of the same standing is more, or less, or of another level."""
     due: Callable[[datetime], datetime]
 
 
@@ -658,8 +663,10 @@ def _settle_told(
 
 def _after_change(card: Card, s: Situation, view: View) -> Card:
     """The standing changed: is the card still true, and what must be said on it?"""
-    if card.status in TAKEN_BACK or not s.said_otherwise:
+    if card.status in TAKEN_BACK:
         return card
+    if not s.said_otherwise:
+        return replace(card) if s.reads_otherwise else card
     counts = {str(kind): view.count(kind) for kind in recount.Kind}
     corrected = s.cause in {Cause.CORRECTION, Cause.VOID, Cause.MERGE, Cause.UNMERGE}
     text = correction_note(s.counts_before, counts) if corrected else None

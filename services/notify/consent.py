@@ -45,6 +45,9 @@ SYSTEM_ALIASES: Final[Mapping[str, str]] = MappingProxyType(
         "http://hl7.org/fhir/v3/ActReason": ACT_REASON,
         "http://hl7.org/fhir/v3/Confidentiality": CONFIDENTIALITY,
         "http://hl7.org/fhir/v3/ParticipationType": PARTICIPATION,
+        "http://hl7.org/fhir/v3/ParticipationFunction": TERMINOLOGY + "v3-ParticipationFunction",
+        "http://hl7.org/fhir/v3/RoleClass": TERMINOLOGY + "v3-RoleClass",
+        "http://hl7.org/fhir/v3/RoleCode": TERMINOLOGY + "v3-RoleCode",
         "http://hl7.org/fhir/consentaction": CONSENT_ACTION,
         "http://terminology.hl7.org/ValueSet/v3-InformationSensitivityPolicy": ACT_CODE,
         "http://hl7.org/fhir/ValueSet/v3-InformationSensitivityPolicy": ACT_CODE,
@@ -407,9 +410,14 @@ class Directory:
     bases: tuple[str, ...] = ()
 
     def resolve(self, reference: Reference) -> str | None:
-        """`Type/id`, a foreign address as it stands, or None: it cannot be known whom it names."""
+        """`Type/id`, a foreign address as it stands, or None: it cannot be known whom it names.
+
+        An identifier says who it is where the address does not.
+        """
         literal = None if reference.literal is None else self.local(reference.literal)
-        return literal or self.identifiers.get(reference.identifier or "")
+        if literal is not None and not is_foreign(literal):
+            return literal
+        return self.identifiers.get(reference.identifier or "", literal)
 
     def local(self, literal: str) -> str | None:
         """`Type/id` of an own address; a foreign one as it stands; None if it is no address."""
@@ -1487,6 +1495,22 @@ class Ceilings:
     def reach(self, finding: Finding) -> Level:
         return max(self.explicit, self.agreed) if finding.explicit else self.implied
 
+    def highest(self, *, explicit: bool) -> Level:
+        """The highest level that can be shown at all; `explicit`: where there are Consents."""
+        return max(self.implied, self.explicit, self.agreed) if explicit else self.implied
+
+
+CEILINGS: Final = Ceilings()
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """How much of one visit a recipient may see."""
+
+    level: Level
+    named: bool
+    """Its hospital may be named even if that alone would tell (CS-45)."""
+
 
 def is_sensitive(labels: frozenset[Code] | None) -> bool:
     """Not assessed, or with a label that is no mere level of confidentiality."""
@@ -1513,3 +1537,15 @@ def level_shown(
                 break
         shown = level
     return shown
+
+
+def detail(
+    labels: frozenset[Code] | None, findings: Mapping[str, Finding], ceilings: Ceilings
+) -> Detail | None:
+    """Of one visit, as `level_shown`; None: not even the fact is shown."""
+    level = level_shown(labels, findings, ceilings)
+    if level is None:
+        return None
+    fact = findings[KIND_OF_LEVEL[Level.FACT]]
+    named = fact.explicit and (fact.labelled or not is_sensitive(labels))
+    return Detail(level, named)

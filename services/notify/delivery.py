@@ -297,7 +297,7 @@ class Courier:
             version = "" if card is None else f"/_history/{card.version}"
             content = sight.content(sent.patient)
             if content is not None and event.resource is None:
-                content = replace(content, items=("reference:1",))
+                content = replace(content, items=("reference:1",), level="L1")
             records.append(
                 trail.disclosed(
                     f"{event.focus}{version}", sent.patient, sent.clinic, content=content
@@ -322,23 +322,32 @@ class Courier:
         )  # fmt: skip
 
     async def _attempt(self, attempt: Attempt) -> None:
-        if self.real() - attempt.decided > START_WITHIN:
+        """The host is looked up first, which may take long: between decision and request there is
+        a second at most (CS-50).
+        """
+        where = await self._where(attempt.subscription)
+        while self.real() - attempt.decided > START_WITHIN:
             async with self.db.work() as tx:
                 again = await self._decide(tx, attempt.notification)
             if again is None:
                 return
+            if again.subscription.endpoint != attempt.subscription.endpoint:
+                where = await self._where(again.subscription)
             attempt = again
-        answer = await self._send(attempt)
+        answer = where if isinstance(where, Answer) else await self._send(attempt, where)
         await self._settle(attempt, answer)
 
-    async def _send(self, attempt: Attempt) -> Answer:
-        to, sent = attempt.subscription, attempt.notification
+    async def _where(self, to: Row[Any]) -> str | Answer:
+        """The address that may be called, or how an attempt ends without one."""
         try:
-            address = await self.gate(to.clinic).address(to.endpoint, self.resolve)
+            return await self.gate(to.clinic).address(to.endpoint, self.resolve)
         except ForbiddenTargetError as error:
             return Answer(failure=Failure.FORBIDDEN, reason=str(error))
         except OSError:
             return Answer(failure=Failure.TRANSIENT, reason="the host is not found")
+
+    async def _send(self, attempt: Attempt, address: str) -> Answer:
+        to, sent = attempt.subscription, attempt.notification
         now = self.real()
         boxes = [to.secret]
         if to.former_until is not None and now < to.former_until:
@@ -367,6 +376,8 @@ class Courier:
         outcome = answer.failure or "delivered"
         telemetry.counter("notify_deliveries_total", outcome).inc()
         async with self.db.work() as tx:
+            if answer.failure is None and attempt.tells and sent.card is not None:
+                await store.mark_shown(tx, [sent.card])  # a card is locked before a destination
             to = await store.destination(tx, sent.subscription, hold=True)
             if to is None:
                 return
@@ -397,8 +408,6 @@ class Courier:
                 alarmed=following.alarmed,
                 last_sent=now if following.state == "delivered" else None,
             )
-            if following.state == "delivered" and attempt.tells and sent.card is not None:
-                await store.mark_shown(tx, [sent.card])
         if following.alarm is not None:
             log.warning("destination", state=following.alarm, subscription=str(to.id))
 

@@ -13,9 +13,10 @@ from uuid import UUID
 from schemas.envelope import CANON
 from services.notify import card as cards
 from services.notify.card import Card, Status
+from services.notify.consent import Code, Level
 from services.notify.days import zone
 from services.notify.reading import owner_reference, priority
-from services.notify.recount import Clause, Kind, State, Tally, Unit, View
+from services.notify.recount import Clause, Kind, State, Tally, Unit, View, Visit
 from services.notify.store import FlagRow
 from services.plumbing.region import Clinic, Person, Region, Site
 
@@ -24,8 +25,12 @@ Language = Literal["fr", "en"]
 
 SNOOZE: Final = f"{CANON}/StructureDefinition/snooze-until"
 NOT_COUNTED: Final = f"{CANON}/StructureDefinition/reason-not-counted"
+REASON: Final = f"{CANON}/StructureDefinition/visit-reason"
+DISPOSITION: Final = f"{CANON}/StructureDefinition/visit-disposition"
+SUMMARY: Final = f"{CANON}/StructureDefinition/discharge-summary"
 EPISODE: Final = f"{CANON}/NamingSystem/episode"
 ENCOUNTER: Final = f"{CANON}/NamingSystem/encounter"
+DOCUMENT: Final = f"{CANON}/NamingSystem/discharge-summary"
 ORGANIZATION: Final = f"{CANON}/NamingSystem/organization"
 PERSON: Final = f"{CANON}/NamingSystem/person"
 WEBHOOK: Final = f"{CANON}/NamingSystem/webhook-id"
@@ -139,8 +144,17 @@ def stub(card: Card, voice: Voice) -> Json:
     }
 
 
-def task(card: Card, view: View, flag: UUID | None, voice: Voice) -> Json:
-    """The card with what its permit opens."""
+def task(
+    card: Card,
+    view: View,
+    flag: UUID | None,
+    voice: Voice,
+    *,
+    named: bool = False,
+) -> Json:
+    """The card with what its permit opens. `named`: the hospital of its last event may be named
+    though it is a sensitive one (CS-45).
+    """
     found: Json = {
         "resourceType": "Task",
         "id": str(card.id),
@@ -156,7 +170,7 @@ def task(card: Card, view: View, flag: UUID | None, voice: Voice) -> Json:
         "lastModified": instant(card.updated),
         "owner": {"reference": owner_reference(card.owner, card.clinic)},
         "restriction": {"recipient": [{"reference": f"Organization/{card.clinic}"}]},
-        "input": _inputs(card, view, voice),
+        "input": _inputs(card, view, voice, named=named),
     }
     if card.key.startswith("flag:"):
         # Its number would tell how many changes there were that this reader did not see (CS-42).
@@ -166,7 +180,7 @@ def task(card: Card, view: View, flag: UUID | None, voice: Voice) -> Json:
     if card.due is not None:
         found["restriction"]["period"] = {"end": _local(card.due, card, voice)}
     site = voice.region.site(card.site) if card.site else None
-    if site is not None and not site.sensitive:
+    if site is not None and (named or not site.sensitive):
         found["requester"] = {"reference": f"Organization/{site.id}"}
     reason = _status_reason(card, voice)
     if reason is not None:
@@ -225,7 +239,7 @@ def _input(code: str, voice: Voice, **value: Any) -> Json:
     return {"type": concept("card-input", code, voice), **value}
 
 
-def _inputs(card: Card, view: View, voice: Voice) -> list[Json]:
+def _inputs(card: Card, view: View, voice: Voice, *, named: bool) -> list[Json]:
     found = [
         _input("ed-visits", voice, valueUnsignedInt=view.count(Kind.ED)),
         _input("hospital-stays", voice, valueUnsignedInt=view.count(Kind.HOSPITAL)),
@@ -251,9 +265,9 @@ def _inputs(card: Card, view: View, voice: Voice) -> list[Json]:
             _input("last-event-time", voice, valueDateTime=_local(card.moment_at, card, voice)),
         ]
         if card.site is not None:
-            found.append(_input("site", voice, valueReference=_site(card.site, voice)))
+            found.append(_input("site", voice, valueReference=_site(card.site, voice, named)))
     for unit in view.units:
-        found += [_visit(unit, visit.key, visit.site, voice) for visit in unit.visits]
+        found += [_visit(unit, visit, voice) for visit in unit.visits]
     return found
 
 
@@ -263,26 +277,58 @@ def _clause_code(clause: Clause) -> str:
     return kind if clause.tally is Tally.UNITS else f"{kind}-{clause.tally}"
 
 
-def _site(id_: str, voice: Voice) -> Json:
-    """A hospital by name; a sensitive one is only "a hospital" (CS-45)."""
+def _site(id_: str, voice: Voice, named: bool) -> Json:
+    """A hospital by name; a sensitive one is only "a hospital" unless `named` (CS-45)."""
     site = voice.region.site(id_)
-    if site is None or site.sensitive:
+    if site is None or (site.sensitive and not named):
         return {"display": voice.word("a-hospital")}
     return {"reference": f"Organization/{id_}", "display": site.name.get(voice.language, id_)}
 
 
-def _visit(unit: Unit, key: UUID, site: str, voice: Voice) -> Json:
-    """An encounter that was counted, or was not, and by which rule."""
-    reference: Json = {
+def _visit(unit: Unit, visit: Visit, voice: Voice) -> Json:
+    """An encounter that was counted, or was not, and by which rule; with what its level opens."""
+    reference = _fact(unit, visit, voice)
+    more: list[Json] = []
+    if not unit.counted and unit.reason is not None:
+        more.append({"url": NOT_COUNTED, "valueCode": unit.reason})
+    more += _more(visit, reference["display"])
+    if more:
+        reference["extension"] = more
+    return _input("counted" if unit.counted else "excluded", voice, valueReference=reference)
+
+
+def _fact(unit: Unit, visit: Visit, voice: Voice) -> Json:
+    """That an encounter was: our key, its day, its hospital (L1)."""
+    place = _site(visit.site, voice, visit.named)["display"]
+    return {
         "type": "Encounter",
-        "identifier": {"system": ENCOUNTER, "value": str(key)},
-        "display": f"{unit.anchor.date().isoformat()}, {_site(site, voice)['display']}",
+        "identifier": {"system": ENCOUNTER, "value": str(visit.key)},
+        "display": f"{unit.anchor.date().isoformat()}, {place}",
     }
-    if unit.counted:
-        return _input("counted", voice, valueReference=reference)
-    if unit.reason is not None:
-        reference["extension"] = [{"url": NOT_COUNTED, "valueCode": unit.reason}]
-    return _input("excluded", voice, valueReference=reference)
+
+
+def _more(visit: Visit, display: str) -> list[Json]:
+    """Reason and disposition (L2), and the discharge summary by reference (L3), as extensions of
+    the encounter they are of. What is below its level is not in `visit` (CS-44).
+    """
+    found: list[Json] = []
+    if visit.codes:
+        said = [_coding(code) for code in sorted(visit.codes, key=str)]
+        found.append({"url": REASON, "valueCodeableConcept": {"coding": said}})
+    if visit.disposition is not None:
+        found.append({"url": DISPOSITION, "valueCode": visit.disposition})
+    if visit.level is Level.DOCUMENT and visit.end is not None:
+        summary = {
+            "type": "DocumentReference",
+            "identifier": {"system": DOCUMENT, "value": str(visit.key)},
+            "display": display,
+        }
+        found.append({"url": SUMMARY, "valueReference": summary})
+    return found
+
+
+def _coding(code: Code) -> Json:
+    return {"system": code.system, "code": code.code}
 
 
 # --- Flag, Patient, Provenance, Communication -------------------------------------------------
@@ -371,7 +417,7 @@ def provenance(
             }
         ],
         "entity": [
-            {"role": "source", "what": _visit(unit, visit.key, visit.site, voice)["valueReference"]}
+            {"role": "source", "what": _fact(unit, visit, voice)}
             for unit in view.units
             if unit.counted
             for visit in unit.visits

@@ -5,10 +5,11 @@ Whatever changes what may be told (a flag, an episode, an identity, a panel, a C
 calendar) ends in `reconsider`, which settles the patients' cards at every clinic.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, time, timedelta
+from datetime import UTC, datetime, time, timedelta
 from uuid import UUID
 
 import structlog
@@ -305,6 +306,7 @@ def _consider(known: _Known, turn: Turn, *, access: bool, found: _Found) -> None
         _flag(found, flag_known[0] if flag_known else None, situation, turn)
         _decided(found, facts, told, prior=prior, s=situation, changed=changed)
         dues.append(telling.look_again_at(house, facts, told, now))
+        dues.append(telling.readers_change_at(region, facts, clinic, now))
         dues += [
             card.snoozed_until
             for card in {**{c.id: c for c in own}, **changed}.values()
@@ -357,6 +359,7 @@ def _situation(
         and before is not None
         and _said(before, told) != _said(standing, told),
         counts_before={} if before is None else _counts(before, told),
+        reads_otherwise=prior is not None and prior.reads not in {"", _digest(told)},
         due=_due(turn.house, clinic),
     )
 
@@ -374,10 +377,22 @@ def _said(standing: Standing, told: Told) -> tuple[object, ...]:
     return (
         seen.state,
         seen.held,
-        seen.since,
+        None if seen.since is None else seen.since.astimezone(UTC).isoformat(),
         [(c.kind, c.at_least, c.count, c.met, c.earlier) for c in seen.clauses],
-        [([v.key for v in u.visits], u.counted, u.reason) for u in seen.units],
+        [([_said_of(v) for v in u.visits], u.counted, u.reason) for u in seen.units],
     )
+
+
+def _said_of(visit: recount.Visit) -> tuple[object, ...]:
+    codes = sorted(f"{code.system}|{code.code}" for code in visit.codes or ())
+    return str(visit.key), int(visit.level), visit.named, codes, visit.disposition
+
+
+def _digest(told: Told) -> str:
+    """Of all that a card may say now; empty: nothing."""
+    if told.view is None or told.standing is None:
+        return ""
+    return hashlib.sha256(repr(_said(told.standing, told)).encode()).hexdigest()
 
 
 def _seen_before(standing: Standing, told: Told) -> recount.View:
@@ -385,7 +400,8 @@ def _seen_before(standing: Standing, told: Told) -> recount.View:
     gone = {item.id for item in recount.items(standing)}
     if told.standing is not None:
         gone -= {item.id for item in recount.items(told.standing)}
-    return recount.see(standing, told.released | gone, told.decision.at)
+    details = recount.NOTHING_MORE if told.view is None else told.view.details
+    return recount.see(standing, told.released | gone, told.decision.at, details)
 
 
 def _counts(standing: Standing, told: Told) -> dict[str, int]:
@@ -474,6 +490,7 @@ def _decided(
             "basis": sorted(decision.basis),
             "sequence": s.standing.sequence,
             "at": s.now,
+            "reads": _digest(told),
         }
     )
     if same and not changed:
@@ -792,7 +809,10 @@ SWEEP = 200
 
 
 async def sweep(turn: Turn) -> int:
-    """Decide again for whom time alone may have changed the answer (CS-51); how many."""
+    """Decide again for whom time alone, or who belongs where, may have changed the answer (CS-51);
+    how many.
+    """
+    await store.note_directory(turn.tx, turn.house.digest(), turn.now)
     patients = await store.due_patients(turn.tx, turn.now, SWEEP)
     await reconsider(patients, turn, access=True)
     return len(patients)

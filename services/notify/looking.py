@@ -5,7 +5,7 @@ may not be told any more is a stub if the clinic ever had it, else it is not the
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -15,7 +15,7 @@ from services.notify import card as cards
 from services.notify import fhir, reading, recount, store, telling
 from services.notify.card import Card
 from services.notify.fhir import Json, Voice, Whom
-from services.notify.recount import Kind, State, View
+from services.notify.recount import State, View
 from services.notify.store import Facts, FlagRow
 from services.notify.telling import House, Told
 from services.plumbing.audit import Content
@@ -74,23 +74,24 @@ class Sight:
                 return None
             return Found(fhir.stub(card, self.voice), card.patient, card.version)
         flag = self._flag_of(card.patient)
-        body = fhir.task(told.trimmed(card), told.view, flag.id if flag else None, self.voice)
+        body = fhir.task(
+            told.trimmed(card),
+            told.view,
+            flag.id if flag else None,
+            self.voice,
+            named=told.names(card),
+        )
         return Found(body, card.patient, card.version, card.id, self.content(card.patient))
 
     def content(self, patient: UUID) -> Content | None:
-        """What is told of a patient, at which level and on what ground."""
+        """What a card tells of a patient; None: nothing may be told."""
         told = self.told.get(patient)
-        if told is None or told.view is None:
-            return None
-        return Content(
-            items=(
-                f"ed-visit:{told.view.count(Kind.ED)}",
-                f"hospital-stay:{told.view.count(Kind.HOSPITAL)}",
-            ),
-            level="L1",
-            basis=tuple(sorted(told.decision.basis)),
-            policy=told.decision.policy,
-        )
+        return None if told is None else telling.content(told)
+
+    def fact(self, patient: UUID) -> Content | None:
+        """As `content`, of what tells no more than that the visits were, whatever the permit."""
+        found = self.content(patient)
+        return None if found is None else replace(found, level="L1")
 
     def tasks(self) -> list[Found]:
         return [found for card in self.cards if (found := self.task(card)) is not None]
@@ -121,7 +122,7 @@ class Sight:
             view = self._flag_view(row)
             if view is not None:
                 body = fhir.flag(row, view, self.voice)
-                content = self.content(row.patient)
+                content = self.fact(row.patient)
                 found.append(Found(body, row.patient, row.version, content=content))
         return found
 
@@ -153,7 +154,7 @@ class Sight:
             language=row.language if row and row.language else None,
             contact_note=own("contactNote"),
         )
-        return Found(fhir.patient(whom, 1, None), key, content=self.content(key))
+        return Found(fhir.patient(whom, 1, None), key, content=self.fact(key))
 
     def provenances(self) -> list[Found]:
         """Why, of the present version of each card and Flag that may be seen."""
@@ -170,7 +171,7 @@ class Sight:
 
     def _provenance(self, target: Card | FlagRow, view: View) -> Found:
         body = fhir.provenance(target, view, SOFTWARE, self.voice, target.updated)
-        return Found(body, target.patient, content=self.content(target.patient))
+        return Found(body, target.patient, content=self.fact(target.patient))
 
     # --- Communication
 
@@ -197,12 +198,20 @@ class Sight:
         standing = None if then is None else _standing(then)
         view = told.view
         if standing is not None:
-            view = recount.see(standing, told.released | _gone(standing, told), self.now)
+            seen = told.released | _gone(standing, told)
+            details = recount.NOTHING_MORE if view is None else view.details
+            view = recount.see(standing, seen, self.now, details)
         if view is None:
             return None
         was = store.card_from_state(state)
         flag = self._flag_of(card.patient)
-        body = fhir.task(told.trimmed(was), view, flag.id if flag else None, self.voice)
+        body = fhir.task(
+            told.trimmed(was),
+            view,
+            flag.id if flag else None,
+            self.voice,
+            named=told.names(was),
+        )
         return Found(body, card.patient, was.version, card.id, self.content(card.patient))
 
 

@@ -467,6 +467,7 @@ def _unit(item: Item) -> recount.Unit:
                 end=e.end,
                 labels=codes(e.labels),
                 codes=codes(e.codes),
+                disposition=None if e.disposition is None else str(e.disposition),
             )
             for e in item.encounters
         ),

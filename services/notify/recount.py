@@ -5,17 +5,30 @@ values are shown; if anything is, the counts are made again from the visible uni
 simple counting, and no hold applies: below the threshold there is then nothing to see.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Final
 from uuid import UUID
 
-from services.notify.consent import Code, Item, labelled
+from services.notify.consent import (
+    KIND_OF_LEVEL,
+    Ceilings,
+    Code,
+    Detail,
+    Finding,
+    Item,
+    Level,
+    detail,
+    labelled,
+)
 
 HINTS: Final = frozenset({"ADMITTED", "DURING_STAY", "LINKED"})
 """Codes that point from one unit to another, which may be hidden (CS-40)."""
+NOTHING_MORE: Final[Mapping[UUID, Detail]] = MappingProxyType({})
+"""Of each visit the fact alone."""
 
 
 class State(StrEnum):
@@ -49,10 +62,29 @@ class Visit:
     end: datetime | None = None
     labels: frozenset[Code] | None = field(default=None, repr=False)
     codes: frozenset[Code] | None = field(default=None, repr=False)
+    disposition: str | None = field(default=None, repr=False)
+    """How it ended, in the words of encounter.recorded."""
+    level: Level = Level.FACT
+    """How much of it is in here, once it is in a View (CS-44)."""
+    named: bool = False
+    """In a View: its hospital may be named though it is a sensitive one (CS-45)."""
 
     @property
     def item(self) -> str:
         return f"Encounter/{self.key}"
+
+    def cut(self, to: Detail | None) -> "Visit":
+        """With what that detail lets through and nothing else; None: the fact alone."""
+        level = Level.FACT if to is None else to.level
+        more = level > Level.FACT
+        return replace(
+            self,
+            labels=None,
+            codes=self.codes if more else None,
+            disposition=self.disposition if more else None,
+            level=level,
+            named=to is not None and to.named,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +107,9 @@ class Unit:
     def visible_to(self, released: frozenset[str]) -> bool:
         """Only if every encounter in it is released; one without any shows to nobody."""
         return bool(self.visits) and all(visit.item in released for visit in self.visits)
+
+    def cut(self, details: Mapping[UUID, Detail]) -> "Unit":
+        return replace(self, visits=tuple(v.cut(details.get(v.key)) for v in self.visits))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +200,8 @@ class View:
     outside_window: int | None = None
     """None: not shown, something is hidden."""
     days: int | None = None
+    details: Mapping[UUID, Detail] = field(default_factory=lambda: NOTHING_MORE, repr=False)
+    """By visit, hidden ones left out; `units` are cut to it already."""
 
     def count(self, kind: Kind) -> int:
         """As the first clause of that kind counts it; without one, the counted units."""
@@ -173,6 +210,11 @@ class View:
                 return clause.count
         after = self.after if self.days is None else self.until - timedelta(days=self.days)
         return sum(u.counted and u.kind is kind and after < u.anchor for u in self.units)
+
+    @property
+    def level(self) -> Level:
+        """The highest level at which any of its visits is shown."""
+        return max((v.level for unit in self.units for v in unit.visits), default=Level.FACT)
 
     @property
     def met(self) -> Clause | None:
@@ -185,8 +227,43 @@ def is_whole(standing: Standing, released: frozenset[str]) -> bool:
     return all(unit.visible_to(released) for unit in standing.units)
 
 
-def see(standing: Standing, released: frozenset[str], now: datetime) -> View:
-    """What a recipient of `released` sees at `now`."""
+def assessed(standing: Standing, labels: Mapping[str, frozenset[Code]]) -> Standing:
+    """With the labels a person gave, by `Visit.item`, to visits that have none (CS-36)."""
+    if not labels:
+        return standing
+
+    def known(visit: Visit) -> Visit:
+        return visit if visit.labels is not None else replace(visit, labels=labels.get(visit.item))
+
+    units = tuple(replace(u, visits=tuple(known(v) for v in u.visits)) for u in standing.units)
+    return replace(standing, units=units)
+
+
+def details(
+    standing: Standing, findings: Iterable[Finding], ceilings: Ceilings
+) -> dict[UUID, Detail]:
+    """How much of each visit may be seen; a visit that is hidden is not in it (CS-45)."""
+    by_item = {finding.item: finding for finding in findings}
+    found: dict[UUID, Detail] = {}
+    for visit in (v for unit in standing.units for v in unit.visits):
+        own = {
+            kind: by_item[name]
+            for kind in KIND_OF_LEVEL.values()
+            if (name := f"{kind}/{visit.key}") in by_item
+        }
+        seen = detail(labelled(visit.labels, visit.codes), own, ceilings)
+        if seen is not None:
+            found[visit.key] = seen
+    return found
+
+
+def see(
+    standing: Standing,
+    released: frozenset[str],
+    now: datetime,
+    details: Mapping[UUID, Detail] = NOTHING_MORE,
+) -> View:
+    """What a recipient of `released` sees at `now`, and of each visit as far as `details` go."""
     if is_whole(standing, released):
         return View(
             state=standing.state,
@@ -197,7 +274,7 @@ def see(standing: Standing, released: frozenset[str], now: datetime) -> View:
             until=standing.as_of,
             policy=standing.policy,
             clauses=standing.clauses,
-            units=standing.units,
+            units=tuple(u.cut(details) for u in standing.units),
             known_sites=standing.known_sites,
             connected_sites=standing.connected_sites,
             complete=standing.complete,
@@ -206,9 +283,12 @@ def see(standing: Standing, released: frozenset[str], now: datetime) -> View:
             hold_until=standing.hold_until,
             outside_window=standing.outside_window,
             days=standing.days,
+            details=details,
         )
     units = tuple(
-        _without_hints(u) for u in standing.units if standing.countable and u.visible_to(released)
+        _without_hints(u.cut(details))
+        for u in standing.units
+        if standing.countable and u.visible_to(released)
     )
     clauses = _recounted(standing, units, now)
     state = _state(standing, clauses)
@@ -227,6 +307,7 @@ def see(standing: Standing, released: frozenset[str], now: datetime) -> View:
         complete=standing.complete,
         whole=False,
         days=standing.days,
+        details=details,
     )
 
 
@@ -244,8 +325,9 @@ def changes_by_itself(
     return None if is_whole(standing, released) else see(standing, released, now).next_change
 
 
-def items(standing: Standing) -> tuple[Item, ...]:
-    """What a card of this standing tells, at level L1: each encounter (CS-44).
+def items(standing: Standing, up_to: Level = Level.FACT) -> tuple[Item, ...]:
+    """What a card of this standing may tell, up to a level: each encounter, its condition, its
+    document (CS-44).
 
     One that is not finished ends at `as_of` (CS-41). A standing without encounters still tells
     that there is a patient: that is one item of which nothing is known.
@@ -253,14 +335,18 @@ def items(standing: Standing) -> tuple[Item, ...]:
     found: dict[str, Item] = {}
     for unit in standing.units:
         for visit in unit.visits:
-            found[visit.item] = visit_item(visit, standing.as_of)
+            for level in Level:
+                if level <= up_to:
+                    item = visit_item(visit, standing.as_of, level)
+                    found[item.id] = item
     return tuple(found.values()) or (Item(id="Encounter/none", kind="Encounter"),)
 
 
-def visit_item(visit: Visit, at: datetime) -> Item:
+def visit_item(visit: Visit, at: datetime, level: Level = Level.FACT) -> Item:
+    kind = KIND_OF_LEVEL[level]
     return Item(
-        id=visit.item,
-        kind="Encounter",
+        id=f"{kind}/{visit.key}",
+        kind=kind,
         custodian=f"Organization/{visit.site}",
         start=visit.start,
         end=visit.end or max(at, visit.start),

@@ -121,6 +121,8 @@ class Outlook:
     reasons: frozenset[str]
     basis: frozenset[str]
     sequence: int
+    reads: str
+    """Digest of what a card said; empty: nothing, or not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -836,7 +838,7 @@ _FLAGS = text("select * from flag where patient = any(:keys) for update").bindpa
     bindparam("keys", type_=_uuids)
 )
 _OUTLOOKS = text(
-    "select clinic, patient, outcome, reasons, basis, sequence from outlook"
+    "select clinic, patient, outcome, reasons, basis, sequence, reads from outlook"
     " where patient = any(:keys)"
 ).bindparams(bindparam("keys", type_=_uuids))
 
@@ -861,7 +863,7 @@ async def outlooks(tx: Tx, patients: Iterable[UUID]) -> dict[tuple[str, UUID], O
     rows = await tx.execute(_OUTLOOKS, {"keys": sorted(set(patients))})
     return {
         (row.clinic, row.patient): Outlook(
-            row.outcome, frozenset(row.reasons), frozenset(row.basis), row.sequence
+            row.outcome, frozenset(row.reasons), frozenset(row.basis), row.sequence, row.reads
         )
         for row in rows
     }
@@ -1021,6 +1023,29 @@ async def put_due(tx: Tx, when: Mapping[UUID, datetime | None]) -> None:
 async def due_patients(tx: Tx, now: datetime, most: int) -> list[UUID]:
     """Who is due, held until the commit; what another worker holds is left to it."""
     return [row.patient for row in await tx.execute(_DUE, {"now": now, "most": most})]
+
+
+_DIRECTORY = text("select digest from directory")
+_NEW_DIRECTORY = text(
+    "insert into directory (digest, since) values (:digest, :now)"
+    " on conflict (one) do update set digest = excluded.digest, since = excluded.since"
+)
+_ALL_DUE = text(
+    "insert into due (patient, at)"
+    " select patient, cast(:now as timestamptz) from outlook"
+    " union select patient, cast(:now as timestamptz) from unroutable"
+    " on conflict (patient) do update set at = least(due.at, excluded.at)"
+)
+
+
+async def note_directory(tx: Tx, digest: str, now: datetime) -> None:
+    """If it is another directory than before, everybody is due at once (CS-51)."""
+    known = (await tx.execute(_DIRECTORY)).scalar_one_or_none()
+    if known == digest:
+        return
+    await tx.execute(_NEW_DIRECTORY, {"digest": digest, "now": now})
+    if known is not None:
+        await tx.execute(_ALL_DUE, {"now": now})
 
 
 _HEARD = text(

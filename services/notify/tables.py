@@ -90,6 +90,7 @@ outlook = Table(
     Column("basis", ARRAY(Text)),
     Column("sequence", Integer),
     Column("at", _instant),
+    Column("reads", Text),
 )
 
 decision = Table(

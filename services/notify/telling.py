@@ -3,6 +3,7 @@
 Every attempt, read, search match and page comes through `tell`; nothing else makes a view.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,12 +16,17 @@ from services.notify import card as cards
 from services.notify import consent, days, panel, reading, recount
 from services.notify.card import Card
 from services.notify.consent import (
+    KIND_OF_LEVEL,
+    Ceilings,
     Decision,
     Default,
     Directive,
     Directory,
+    Finding,
     Hold,
     Item,
+    Level,
+    Outcome,
     Permit,
     Policy,
     Profile,
@@ -28,8 +34,9 @@ from services.notify.consent import (
     Request,
     Withhold,
 )
-from services.notify.recount import Standing, State, Unit, View
+from services.notify.recount import Kind, Standing, State, Unit, View
 from services.notify.store import Box, Facts, PanelRow
+from services.plumbing.audit import Content
 from services.plumbing.region import Clinic, Person, Region, Site
 from services.plumbing.sealing import (
     SealBrokenError,
@@ -43,6 +50,19 @@ SEES_PATIENTS = frozenset({"clinic_cm", "physician", "lead_md"})
 """Roles at a clinic that may see its patients: who reads its shared inbox (CS-33, NW)."""
 
 
+class DirectoryAwayError(OSError):
+    """Who belongs where cannot be known now, so nothing is told until it can (CS-52)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A region file, worked out."""
+
+    region: Region
+    directory: Directory
+    digest: str
+
+
 @dataclass(frozen=True, slots=True)
 class House:
     """What deciding and composing need besides the database."""
@@ -54,14 +74,27 @@ class House:
     """Public `[base]` of the clinics' door, without a slash at its end."""
     invalid_holds: bool = True
     """A Consent that is no valid R4 holds its patient's cards until a person has looked (CS-57)."""
-    _kept: list[tuple[Region, Directory]] = field(default_factory=list, repr=False)
+    reachable: Callable[[], bool] = field(default=lambda: True, repr=False)
+    """Whether the region file can be read."""
+    _kept: list[_Read] = field(default_factory=list, repr=False)
 
     def directory(self) -> Directory:
-        """Who belongs where, as the region file has it now; worked out once a file."""
+        """Who belongs where, as the region file has it now. DirectoryAwayError."""
+        if not self.reachable():
+            raise DirectoryAwayError
+        return self._read().directory
+
+    def digest(self) -> str:
+        """The same for the same directory and settings of consent."""
+        return self._read().digest
+
+    def _read(self) -> _Read:
         region = self.region()
-        if not self._kept or self._kept[0][0] is not region:
-            self._kept[:] = [(region, directory_of(region, self.base))]
-        return self._kept[0][1]
+        if not self._kept or self._kept[0].region is not region:
+            said = region.model_dump_json(exclude={"clients"})
+            digest = hashlib.sha256(said.encode()).hexdigest()
+            self._kept[:] = [_Read(region, directory_of(region, self.base), digest)]
+        return self._kept[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +117,19 @@ class Told:
         threshold in it, there is none (CS-40).
         """
         return self.view is not None and (self.view.whole or self.view.state is not State.BELOW)
+
+    @property
+    def by_consent(self) -> bool:
+        """Whether a Consent opened a visit, and not the region's default alone."""
+        return self.view is not None and any(f.explicit for f in facts_of(self.decision))
+
+    def names(self, card: Card) -> bool:
+        """Whether the hospital of its last event may be named though it is sensitive (CS-45)."""
+        news = self.news(card)
+        if news is None or self.view is None or not news.encounters:
+            return False
+        details = [self.view.details.get(key) for key in news.encounters]
+        return all(detail is not None and detail.named for detail in details)
 
     def shows(self, card: Card) -> bool:
         """Whether this card, with its content, is there for this recipient."""
@@ -122,6 +168,21 @@ def policy_of(region: Region) -> Policy:
         optin_purposes=frozenset(said.optin_purposes),
         zone=days.zone(said.timezone),
     )
+
+
+def ceilings_of(region: Region, clinic: str) -> Ceilings:
+    """How much of a visit each ground may open to this clinic (CS-45)."""
+    known, said = region.clinic(clinic), region.consent
+    agreed = known.agreed_level if known is not None else None
+    return Ceilings(
+        implied=_level(said.implied_level),
+        explicit=_level(said.explicit_level),
+        agreed=_level(agreed or said.explicit_level),
+    )
+
+
+def _level(said: str) -> Level:
+    return Level(int(said.removeprefix("L")))
 
 
 def clinics_of(region: Region) -> frozenset[str]:
@@ -307,10 +368,13 @@ def question(
     readers: Sequence[str],
     at: datetime,
 ) -> Request:
-    """What is asked of the consent rules: each encounter that a card would tell of (CS-02)."""
+    """What is asked of the consent rules: each encounter that a card would tell of (CS-02), and
+    of each what no more than its ceiling may open.
+    """
     region = house.region()
+    highest = ceilings_of(region, clinic).highest(explicit=bool(facts.consents))
     items = {item.id: item for news in facts.episodes for item in news.items}
-    items |= {item.id: item for item in recount.items(standing)}
+    items |= {item.id: item for item in recount.items(standing, highest)}
     items = {name: _assessed(item, facts) for name, item in items.items()}
     return Request(
         at=at,
@@ -349,6 +413,7 @@ def tell(
     policy = policy_of(house.region())
     if standing is None:
         return Told(facts, _nothing_known(facts, clinic, readers, at, policy), None, None)
+    standing = recount.assessed(standing, facts.assessed)
     asked = question(house, facts, standing, clinic=clinic, readers=readers, at=at)
     return _decided(house, facts, standing, asked)
 
@@ -359,7 +424,10 @@ def _decided(house: House, facts: Facts, standing: Standing, asked: Request) -> 
         decision = consent.decide(directives(house, facts, policy), asked, policy)
     except Exception:  # noqa: BLE001 - whatever fails in it, nothing goes out and a person sees it
         decision = consent.on_hold(asked, policy, Reason.DECISION_ERROR)
-    view = cards.compose(standing, decision) if isinstance(decision, Permit) else None
+    if not isinstance(decision, Permit):
+        return Told(facts, decision, standing, None)
+    recipient = asked.recipient.removeprefix("Organization/")
+    view = cards.compose(standing, decision, ceilings_of(house.region(), recipient))
     return Told(facts, decision, standing, view)
 
 
@@ -407,6 +475,7 @@ def tell_hospital(house: House, facts: Facts, site: str, person: str, at: dateti
     readers = (f"Practitioner/{person}",)
     if standing is None:
         return Told(facts, _nothing_known(facts, site, readers, at, policy), None, None)
+    standing = recount.assessed(standing, facts.assessed)
     asked = question(house, facts, standing, clinic=site, readers=readers, at=at)
     present = any(
         news.site == site and not (news.ended or news.void or news.joined_into)
@@ -482,6 +551,21 @@ def panel_changes_at(region: Region, facts: Facts, at: datetime) -> datetime | N
     return min(instants, default=None)
 
 
+def readers_change_at(region: Region, facts: Facts, clinic: str, at: datetime) -> datetime | None:
+    """When somebody who reads for the clinic does so no more (CS-51, CS-81). Silence does not ask
+    who reads, so only where there are Consents.
+    """
+    if not facts.consents:
+        return None
+    where = days.zone(region.timezone)
+    instants = [
+        days.after(person.active_until, where)
+        for person in region.people
+        if person.clinic == clinic and person.active_until is not None
+    ]
+    return min((instant for instant in instants if instant > at), default=None)
+
+
 def kind_of(decision: Decision) -> str:
     match decision:
         case Permit():
@@ -492,7 +576,36 @@ def kind_of(decision: Decision) -> str:
             return "hold"
 
 
+def facts_of(decision: Decision) -> list[Finding]:
+    """What became of the visits themselves; whether there is a card hangs on these alone."""
+    return [f for f in decision.findings if f.item.startswith(f"{KIND_OF_LEVEL[Level.FACT]}/")]
+
+
 def reasons_of(decision: Decision) -> frozenset[str]:
-    if isinstance(decision, Permit):
-        return frozenset(str(r) for f in decision.findings for r in f.reasons)
-    return frozenset(str(r) for r in decision.reasons)
+    """Why a permit stands, or why there is none; how much more was shown is not said here."""
+    found = facts_of(decision)
+    match decision:
+        case Permit():
+            pass
+        case Hold():
+            found = [f for f in found if f.outcome is Outcome.HOLD]
+        case Withhold():
+            found = [f for f in found if f.outcome is not Outcome.RELEASE]
+    return frozenset(str(r) for f in found for r in f.reasons)
+
+
+def content(told: Told) -> Content | None:
+    """What a card tells of a patient, in kinds and numbers, at which level and on what ground
+    (CS-114); None: nothing may be told.
+    """
+    if told.view is None:
+        return None
+    return Content(
+        items=(
+            f"ed-visit:{told.view.count(Kind.ED)}",
+            f"hospital-stay:{told.view.count(Kind.HOSPITAL)}",
+        ),
+        level=f"L{told.view.level}",
+        basis=tuple(sorted(told.decision.basis)),
+        policy=told.decision.policy,
+    )

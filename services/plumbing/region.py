@@ -120,6 +120,8 @@ class Clinic(_Part):
     closes: time = time(17)
     content_levels: tuple[Literal["empty", "id-only", "full-resource"], ...] = ("empty", "id-only")
     """Content of notifications agreed with this clinic (CA-53)."""
+    agreed_level: Literal["L2", "L3"] | None = None
+    """How much of a visit an explicit permit may open to this clinic (CS-45); unset: as to all."""
     identifiers: tuple[str, ...] = ()
     """`system|value` by which a hospital names this clinic or its physicians (CA-46)."""
     endpoint_hosts: tuple[str, ...] = ()
@@ -168,6 +170,10 @@ class ConsentDefaults(_Part):
     profile: Literal["core", "qc"] = "qc"
     optin_purposes: tuple[str, ...] = ("TREAT",)
     timezone: Zone = "America/Toronto"
+    implied_level: Literal["L1", "L2"] = "L1"
+    """How much of a visit silence may release (CS-45)."""
+    explicit_level: Literal["L1", "L2"] = "L2"
+    """How much an explicit permit may, where no agreement with the clinic goes further."""
     tell_of_override: bool = False
     """The patient is to be told when the glass was broken; a person does it (CS-55)."""
 
@@ -345,6 +351,14 @@ class RegionFile:
             except RegionError as error:
                 log.error("region_unusable", why=str(error))  # noqa: TRY400 - no traceback
         return self._region
+
+    def reachable(self) -> bool:
+        """Whether the file can be read at all; until then nobody knows who has left since."""
+        try:
+            with self._file.open("rb"):
+                return True
+        except OSError:
+            return False
 
     def _stamp(self) -> tuple[int, int]:
         try:

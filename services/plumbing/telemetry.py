@@ -50,6 +50,8 @@ GaugeName = Literal[
     "screening_due_seconds",
     # By state: cards.
     "notify_unroutable",
+    # 1 while the region file cannot be read: until then nothing is disclosed (CS-52).
+    "notify_directory_away",
     # By kind: items a person must look at.
     "waiting_for_a_person",
     # By reason: those of them that wait longer than PASSERELLE_HOLD_ALARM_HOURS. Any: somebody's

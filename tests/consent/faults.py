@@ -124,8 +124,20 @@ FAULTS: Final = (
     Fault(
         "identifiers are not looked up",
         "CS-12",
-        'return literal or self.identifiers.get(reference.identifier or "")',
+        'return self.identifiers.get(reference.identifier or "", literal)',
         "return literal",
+    ),
+    Fault(
+        "an identifier behind a foreign address is not asked",
+        "CS-12",
+        "        if literal is not None and not is_foreign(literal):\n            return literal",
+        "        if literal is not None:\n            return literal",
+    ),
+    Fault(
+        "an identifier outweighs an own address",
+        "CS-12",
+        "        if literal is not None and not is_foreign(literal):\n            return literal",
+        "        pass",
     ),
     Fault(
         "own addresses are not recognised",

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from typing import Final
 
 ELSEWHERE: Final = frozenset(
-    {"labelled", "decide_again_at", "on_hold", "level_shown", "is_sensitive", "reach", "Level"}
+    {
+        "labelled",
+        "decide_again_at",
+        "on_hold",
+        "level_shown",
+        "is_sensitive",
+        "reach",
+        "highest",
+        "detail",
+        "Level",
+    }
 )
 """Tested by tests/consent/test_levels.py, test_decide.py and tests/rules/test_recount.py."""
 COMPARISONS: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {

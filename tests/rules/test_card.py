@@ -151,6 +151,7 @@ def situation(visits: int = 4, **more: object) -> Situation:
         "newly_told": False,
         "episodes": (),
         "said_otherwise": False,
+        "reads_otherwise": False,
         "counts_before": {},
         "due": lambda opened: opened + 7 * DAY,
         **more,

@@ -116,7 +116,7 @@ def test_a_stay_is_visible_only_if_every_encounter_in_it_is() -> None:
     )
     stay = Unit(Kind.HOSPITAL, start, None, ("hospital-a", "hospital-b"), parts, counted=True)
     both = standing(*FOUR, stay)
-    assert see(both, ALL, NOW).units[-1] is stay
+    assert see(both, ALL, NOW).units[-1] == stay
     assert stay not in see(both, ALL - {item(7)}, NOW).units
 
 

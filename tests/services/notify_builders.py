@@ -145,6 +145,7 @@ def ed_visit(days_ago: float, key: UUID | None = None, **more: Any) -> Item:
     start = NOW - days_ago * DAY
     labels = more.pop("labels", ())
     site = more.pop("site", "hospital-a")
+    codes, disposition = more.pop("codes", ()), more.pop("disposition", None)
     return Item(
         kind=Kind.ED,
         anchor=start,
@@ -157,7 +158,8 @@ def ed_visit(days_ago: float, key: UUID | None = None, **more: Any) -> Item:
                 start=start,
                 end=start + timedelta(hours=3),
                 labels=labels,
-                codes=(),
+                codes=codes,
+                disposition=disposition,
             ),
         ),
         counted=more.pop("counted", True),
@@ -167,6 +169,10 @@ def ed_visit(days_ago: float, key: UUID | None = None, **more: Any) -> Item:
 
 def label(code: str) -> tuple[Coding, ...]:
     return (Coding(system=TERMS + "v3-ActCode", code=code),)
+
+
+def diagnosis(code: str) -> tuple[Coding, ...]:
+    return (Coding(system="http://hl7.org/fhir/sid/icd-10-ca", code=code),)
 
 
 def four_visits() -> list[Item]:

@@ -30,6 +30,7 @@ OURS = frozenset(tables.metadata.tables) | {
     "clinic_clock",
     "unroutable",
     "due",
+    "directory",
     "site",
     "refused_consent",
     "work_item",

@@ -15,6 +15,7 @@ from babel.messages.catalog import Catalog, Message
 from babel.messages.pofile import read_po
 from jinja2 import nodes
 
+from schemas.encounter_recorded_v1 import Disposition
 from services.notify import card, consent, correction
 from services.notify.web import views
 from services.notify.web.rendering import environment
@@ -78,6 +79,7 @@ FAMILIES: Mapping[str, set[str]] = {
     "consent": {*values(views.Ground), "level1", "level2", "level3"},
     "why": MEASURES | {f"{one}_days" for one in MEASURES},
     "why.kind": {"ed", "hosp"},
+    "visit.ended": values(Disposition),
     "why.clause": MEASURES,
     "why.then": values(views.Standing),
     "standing": values(views.Standing),

@@ -15,7 +15,6 @@ from services.notify import card as cards
 from services.notify import flow, store, telling
 from services.notify.card import TAKEN_BACK, Status
 from services.notify.correction import Wish
-from services.notify.recount import Kind
 from services.notify.store import Facts
 from services.notify.telling import House, Told
 from services.notify.web import showing
@@ -84,7 +83,7 @@ class NotifyDesk:
                 for work in cards.in_order(listed)
                 if told[work.id].shows(work)
             ]
-            await audit.record(tx, self._records(ask, listed, told, now))
+            await audit.record(tx, self._records(ask, listed, told, now, whole=False))
             coverage = await self._coverage(tx, names, now)
         return Shown(_listed(seen, chosen, order), now, coverage)
 
@@ -97,7 +96,7 @@ class NotifyDesk:
             if work is None:
                 return None
             told = (await self._tell(tx, [work], ask, now))[work.id]
-            await audit.record(tx, self._records(ask, [work], {work.id: told}, now))
+            await audit.record(tx, self._records(ask, [work], {work.id: told}, now, whole=True))
             if not told.shows(work):
                 return None
             if work.status is Status.REQUESTED and not ask.prefetch and not ask.background:
@@ -124,6 +123,10 @@ class NotifyDesk:
                     return None
                 case flow.Stale(work):
                     told = (await self._tell(tx, [work], ask, now))[work.id]
+                    if not told.shows(work):
+                        return None
+                    records = self._records(ask, [work], {work.id: told}, now, whole=False)
+                    await audit.record(tx, records)
                     steps = await self._history(tx, work, names)
                     seen = self._see(work, told, names, now).view
                     return Conflict(seen, steps[-1] if steps else None)
@@ -214,7 +217,7 @@ class NotifyDesk:
             if page is not None:
                 content = Content(
                     items=(f"visit:{len(page.visits)}",),
-                    level=f"L{showing.LEVEL}",
+                    level="L1" if told[0].view is None else f"L{told[0].view.level}",
                     basis=tuple(sorted(told[0].decision.basis)),
                     policy=told[0].decision.policy,
                 )
@@ -307,7 +310,7 @@ class NotifyDesk:
                     channel=showing.channel(row.shape, row.agent_kind),
                     person=people.get(row.patient),
                     by=names.person(row.agent) if row.agent_kind == "person" else None,
-                    level=int(row.level[1]) if row.level else showing.LEVEL,
+                    level=int(row.level[1]) if row.level else showing.FACT,
                     basis=row.basis,
                 )
                 for row in told[:MOST]
@@ -361,10 +364,16 @@ class NotifyDesk:
         )
 
     def _records(
-        self, ask: Ask, listed: Sequence[cards.Card], told: Mapping[UUID, Told], now: datetime
+        self,
+        ask: Ask,
+        listed: Sequence[cards.Card],
+        told: Mapping[UUID, Told],
+        now: datetime,
+        *,
+        whole: bool,
     ) -> list[AuditRecord]:
         """One of each decision, and one of each card shown; of a page's own refresh, once a
-        session and card version (E-1, E-2, CS-110).
+        session and card version (E-1, E-2, CS-110). `whole`: the page has the visits' reasons too.
         """
         trail = Trail.of(ask.request, ask.who, now)
         records = []
@@ -378,7 +387,9 @@ class NotifyDesk:
                 decided = replace(decided, once=uuid5(ask.session, name))
             records.append(decided)
             if one.shows(work):
-                content = _content(one)
+                content = telling.content(one)
+                if content is not None and not whole:
+                    content = replace(content, level="L1")
                 records.append(
                     trail.refreshed(entity, work.patient, ask.session, content)
                     if ask.background
@@ -400,20 +411,6 @@ def _site(ask: Ask) -> str:
     if site is None:
         raise Rejection("not-found", "There is nothing at this address.", status=404)
     return site
-
-
-def _content(told: Told) -> Content:
-    """What a page tells of a patient, in kinds and numbers (CS-114)."""
-    assert told.view is not None
-    return Content(
-        items=tuple(
-            f"{name}:{told.view.count(kind)}"
-            for kind, name in ((Kind.ED, "ed-visit"), (Kind.HOSPITAL, "hospital-stay"))
-        ),
-        level=f"L{showing.LEVEL}",
-        basis=tuple(sorted(told.decision.basis)),
-        policy=told.decision.policy,
-    )
 
 
 def _is_listed(work: cards.Card, now: datetime) -> bool:

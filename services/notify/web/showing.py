@@ -16,7 +16,7 @@ from schemas.flag_changed_v1 import Explanation
 from services.notify import card as cards
 from services.notify import recount, telling
 from services.notify.card import Moment, Status, What
-from services.notify.consent import Found, Permit
+from services.notify.consent import Level
 from services.notify.correction import Correction
 from services.notify.recount import Kind, State, Tally, Unit, View
 from services.notify.telling import Told
@@ -74,8 +74,16 @@ PROGRESS: Final[Mapping[Status, Progress]] = {
 DEPARTURES: Final = frozenset({Moment.LEFT, Moment.DISCHARGED})
 CORRECTED: Final = re.compile(r"count corrected from (\d+) to (\d+)")
 """A note of ours (card.py, CA-31)."""
-LEVEL: Final = 1
-"""All that is composed so far is the fact of the visits (CS-44)."""
+FACT: Final = 1
+"""Of a record that does not say at which level it told."""
+CODE_NAMES: Final[Mapping[str, Mapping[Language, str]]] = {
+    "http://hl7.org/fhir/sid/icd-10-ca": {
+        Language.FRENCH: "CIM-10-CA",
+        Language.ENGLISH: "ICD-10-CA",
+    },
+    "http://hl7.org/fhir/sid/icd-10": {Language.FRENCH: "CIM-10", Language.ENGLISH: "ICD-10"},
+}
+"""How each language calls a system of reasons; another one's codes stand alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +102,10 @@ class Names:
     tongue: Callable[[str], str] = field(repr=False)
     """A language's name by its code."""
 
-    def site(self, id_: str, *, by_consent: bool) -> str:
+    def site(self, id_: str, *, named: bool) -> str:
+        """`named`: also if its name alone would tell."""
         found = self.region.site(id_)
-        if found is None or (found.sensitive and not by_consent):
+        if found is None or (found.sensitive and not named):
             return self.anonymous
         return in_language(found.name, self.language)
 
@@ -119,7 +128,7 @@ def coverage(
     return Coverage(
         tuple(
             Site(
-                name=names.site(site.id, by_consent=True),
+                name=names.site(site.id, named=True),
                 connected=site.connected,
                 heard=heard.get(site.id),
                 silent=site.connected and _is_silent(site, heard.get(site.id), now),
@@ -161,11 +170,6 @@ def _date(said: str | None) -> date | None:
         return None
 
 
-def by_consent(told: Told) -> bool:
-    """Whether a Consent permits, and not the region's default alone."""
-    return isinstance(told.decision, Permit) and told.decision.found is Found.PERMIT
-
-
 def card(work: cards.Card, told: Told, who: Person, names: Names, now: datetime) -> Card:
     """`work` as its reader sees it; only what `told` shows may come here."""
     assert told.view is not None
@@ -175,7 +179,7 @@ def card(work: cards.Card, told: Told, who: Person, names: Names, now: datetime)
     mine = work.owner == names.reader
     taken = mine and PROGRESS[work.status] is Progress.MINE
     why = cards.shown_reason(work)
-    site, at = _where_and_when(work, told.view)
+    site, named, at = _where_and_when(work, told, told.view)
     return Card(
         key=work.id,
         version=work.version,
@@ -184,10 +188,10 @@ def card(work: cards.Card, told: Told, who: Person, names: Names, now: datetime)
         at=at,
         person=who,
         progress=PROGRESS[work.status],
-        site=names.site(site, by_consent=by_consent(told)) if site else None,
+        site=names.site(site, named=named) if site else None,
         crossing=None if told.view.pathway else crossing(told.view),
-        ground=Ground.GIVEN if by_consent(told) else Ground.IMPLIED,
-        level=LEVEL,
+        ground=Ground.GIVEN if told.by_consent else Ground.IMPLIED,
+        level=int(told.view.level),
         day=None if elapsed is None or late else elapsed // timedelta(days=1) + 1,
         late_days=(elapsed - WEEK) // timedelta(days=1) + 1 if late and elapsed else 0,
         due=work.due,
@@ -198,15 +202,23 @@ def card(work: cards.Card, told: Told, who: Person, names: Names, now: datetime)
     )
 
 
-def _where_and_when(work: cards.Card, view: View) -> tuple[str | None, datetime]:
-    """Of the episode's last moment; a card without one is about the newest counted visit."""
+def _where_and_when(work: cards.Card, told: Told, view: View) -> tuple[str | None, bool, datetime]:
+    """Of the episode's last moment; a card without one is about the newest counted visit. With
+    whether the place may be named if it is a sensitive one.
+    """
     if work.moment_at is not None:
-        return work.site, work.moment_at
+        return work.site, told.names(work), work.moment_at
     counted = [unit for unit in view.units if unit.counted]
     if not counted:
-        return None, work.opened
+        return None, False, work.opened
     newest = max(counted, key=lambda unit: unit.anchor)
-    return newest.sites[0], newest.anchor
+    return newest.sites[0], _named(newest, newest.sites[0]), newest.anchor
+
+
+def _named(unit: Unit, site: str) -> bool:
+    """Whether each of its visits there may say where it was (CS-45)."""
+    there = [visit for visit in unit.visits if visit.site == site]
+    return bool(there) and all(visit.named for visit in there)
 
 
 def _happening(work: cards.Card) -> Happening:
@@ -244,7 +256,7 @@ def why(told: Told, names: Names) -> Why | None:
             for i, clause in enumerate(view.clauses)
             if clause.leads_to is State.FLAGGED
         ],
-        items=[_item(unit, names, by_consent(told)) for unit in view.units],
+        items=[_item(unit, names) for unit in view.units],
         policy=policy,
         policy_version=int(version) if version.isdecimal() else 0,
         after=view.after,
@@ -289,8 +301,9 @@ def _other(then: int, now: int) -> int | None:
     return None if then == now else then
 
 
-def _item(unit: Unit, names: Names, named: bool) -> Item:
-    places = dict.fromkeys(names.site(site, by_consent=named) for site in unit.sites)
+def _item(unit: Unit, names: Names, *, own: bool = False) -> Item:
+    """`own`: for the hospital's own people, who know which one it is."""
+    places = dict.fromkeys(names.site(s, named=own or _named(unit, s)) for s in unit.sites)
     return Item(
         kind=MEASURES[unit.kind, Tally.UNITS],
         start=unit.anchor,
@@ -302,7 +315,19 @@ def _item(unit: Unit, names: Names, named: bool) -> Item:
         rule=unit.rule,
         notes=unit.notes,
         encounters=len(unit.visits),
+        causes=list(dict.fromkeys(c for v in unit.visits for c in _causes(v, names))),
+        ended=[v.disposition for v in unit.visits if v.disposition is not None],
+        summaries=[v.key for v in unit.visits if v.level is Level.DOCUMENT and v.end is not None],
     )
+
+
+def _causes(visit: recount.Visit, names: Names) -> list[str]:
+    """Its reasons as the hospital coded them; none below L2, where they are not in `visit`."""
+    found = []
+    for code in sorted(visit.codes or (), key=str):
+        system = CODE_NAMES.get(code.system or "", {}).get(names.language)
+        found.append(f"{code.code} ({system})" if system else code.code or "")
+    return found
 
 
 def visits(told: Told, site: str, said: Mapping[UUID, Correction], names: Names) -> Sequence[Visit]:
@@ -312,7 +337,7 @@ def visits(told: Told, site: str, said: Mapping[UUID, Correction], names: Names)
     for key, units in telling.visits_at(told, site).items():
         visit = next(v for unit in units for v in unit.visits if v.key == key)
         items = [
-            replace(_item(unit, names, named=True), start=visit.start, end=visit.end)
+            replace(_item(unit, names, own=True), start=visit.start, end=visit.end)
             for unit in units
         ]
         found.append(Visit(key, visit.start, items, _exclusion(said.get(key), counted, names)))

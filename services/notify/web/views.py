@@ -237,6 +237,12 @@ class Item:
     notes: Sequence[str] = ()
     """Codes of rules that applied all the same."""
     encounters: int = 1
+    causes: Sequence[str] = field(default=(), repr=False)
+    """Why they came, as codes; from L2 on."""
+    ended: Sequence[str] = field(default=(), repr=False)
+    """Codes of how each encounter ended; from L2 on."""
+    summaries: Sequence[UUID] = ()
+    """Of encounters whose discharge summary may be asked for: our key; at L3."""
 
 
 @dataclass(frozen=True, slots=True)
