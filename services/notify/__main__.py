@@ -125,7 +125,7 @@ def build(said: NotifySettings) -> Built:
         await sweep_on(db, house, clock, stop)
 
     async def watching(stop: asyncio.Event) -> None:
-        await watch_on(db, house, clock, timedelta(hours=said.hold_alarm_hours), stop)
+        await watch_on(db, clock, timedelta(hours=said.hold_alarm_hours), stop)
 
     background = [
         reader.run,
@@ -161,21 +161,12 @@ async def sweep_on(db: Database, house: House, clock: Clock, stop: asyncio.Event
                 await asyncio.wait_for(stop.wait(), SWEEP_EVERY)
 
 
-async def watch_on(
-    db: Database, house: House, clock: Clock, longest: timedelta, stop: asyncio.Event
-) -> None:
-    """Say what waits for a person, and too long; decide what is on hold again when the directory
-    has changed (CS-36).
-    """
-    known = house.region()
+async def watch_on(db: Database, clock: Clock, longest: timedelta, stop: asyncio.Event) -> None:
+    """Say what waits for a person, and too long (CS-36)."""
     while not stop.is_set():
-        region = house.region()
         try:
             async with db.work() as tx:
-                if region is not known:
-                    await flow.reconsider_held(Turn(tx=tx, now=clock.now(), house=house))
                 await worklist.watch(tx, clock.now(), longest)
-            known = region
         except Exception as error:
             if not is_passing(error):
                 raise

@@ -816,13 +816,3 @@ async def sweep(turn: Turn) -> int:
     patients = await store.due_patients(turn.tx, turn.now, SWEEP)
     await reconsider(patients, turn, access=True)
     return len(patients)
-
-
-async def reconsider_held(turn: Turn) -> int:
-    """Decide again of whom something is on hold; how many (CS-36).
-
-    For when the directory has changed: who was unknown in it may be known now.
-    """
-    patients = await store.held_patients(turn.tx)
-    await reconsider(patients, turn, access=True)
-    return len(patients)

@@ -1357,10 +1357,6 @@ _WAITING = text(
     "select reason, count(*) as items, count(alarmed) as overdue from work_item"
     " where closed is null group by reason"
 )
-_HELD_PATIENTS = text(
-    "select distinct patient from work_item where closed is null and patient is not null"
-    " and reason <> 'override'"
-)
 
 
 async def open_items(tx: Tx, keys: Iterable[UUID]) -> Sequence[Row[Any]]:
@@ -1415,11 +1411,6 @@ async def overdue(tx: Tx, before: datetime, now: datetime) -> Sequence[Row[Any]]
 async def waiting(tx: Tx) -> Sequence[Row[Any]]:
     """How many items of each reason are open, and how many of them too long."""
     return (await tx.execute(_WAITING)).all()
-
-
-async def held_patients(tx: Tx) -> list[UUID]:
-    """Of whom something is on hold."""
-    return [row.patient for row in await tx.execute(_HELD_PATIENTS)]
 
 
 _ADD_ASSESSMENT = text(
