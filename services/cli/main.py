@@ -21,6 +21,7 @@ from services.cli import (
     doctor,
     house,
     operations,
+    policies,
     postgres,
     purging,
     rekeying,
@@ -44,6 +45,7 @@ auditing.commands.command("review")(reviewing.review_)
 auditing.commands.command("affected")(reviewing.affected_)
 app.add_typer(auditing.commands, name="audit")
 app.add_typer(rekeying.commands, name="keys")
+app.add_typer(policies.commands, name="policy")
 app.command("purge")(purging.purge_)
 app.add_typer(purging.legal_holds, name="legal-hold")
 terminal = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -213,6 +213,7 @@ PEOPLE = Kind(
                 ("screening.link", "retired"),
                 ("screening.change", "patient"),
                 ("screening.episode", "patient"),
+                ("screening.shadow", "patient"),
                 ("notify.patient", "key"),
                 ("notify.token", "patient"),
                 ("notify.reach", "patient"),

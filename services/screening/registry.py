@@ -324,7 +324,8 @@ FOLLOWING = text(  # served by the primary key of patient
     " order by key limit :most for update"
 ).bindparams(bindparam("place", type_=Uuid))
 _ADVANCE = text(
-    "update activation set place = coalesce(:place, place), evaluated = :evaluated where run = :run"
+    "update activation set evaluated = :evaluated,"
+    " place = case when cast(:evaluated as timestamptz) is null then :place end where run = :run"
 ).bindparams(bindparam("place", type_=Uuid), bindparam("evaluated", type_=Instant))
 
 

@@ -22,7 +22,7 @@ from schemas.patient_identified_v1 import PatientIdentified, Sealed
 from schemas.patient_merged_v1 import PatientMerged, PatientUnmerged
 from services.plumbing.db import Database, Tx
 from services.plumbing.sealing import Seals
-from services.screening import flow
+from services.screening import flow, registry
 from services.screening.ledger import Coding, Fact, Moment
 from services.screening.policy import Policy
 from services.screening.telling import KnownSite
@@ -88,10 +88,9 @@ class Screening:
         found = 0
         while True:
             async with self.at(now) as turn:
-                some = await flow.reevaluate(turn)
-            found += some
-            if some == 0:
-                return found
+                if await registry.unfinished(turn.tx, turn.now) is None:
+                    return found
+                found += await flow.reevaluate(turn)
 
     async def said(self, kind: str) -> list[str]:
         async with self.db.work() as tx:
