@@ -328,6 +328,23 @@ ed:
 hospital: {count: {day_surgery: true, obstetric: true, elective: false, palliative: false}}
 """
 
+SEVERAL = """
+window: {days: 90, consecutive: 2}
+flag:
+  any:
+    - {measure: ed_sites, at_least: 2, days: 120}
+    - {measure: hospital_days, at_least: 6}
+    - {measure: ed_visits, at_least: 2, days: 45}
+watch:
+  all:
+    - {measure: ed_visits, at_least: 1}
+hold_days: 20
+quiet_reentry_days: 40
+alert_max_age_hours: 24
+person: {age_min: null, age_max: null}
+"""
+"""Several windows, sites and days."""
+
 
 @st.composite
 def instants(draw: st.DrawFn, facts: Sequence[Fact]) -> datetime:

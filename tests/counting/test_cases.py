@@ -1,9 +1,12 @@
 """A fixture for each situation CR-01 to CR-50, by the rules and by the oracle; none is missing."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.counting.cases import Case, cases, entries
 
@@ -36,13 +39,21 @@ def test_every_parameter_is_shown_at_its_default_and_flipped() -> None:
     for entry in entries():
         parameter = entry.get("parameter", "")
         assert (parameter in {"", *elsewhere}) is ("flipped" not in entry), entry["id"]
-        for path in filter(None, parameter.split(", ")):
-            assert path in elsewhere or _named(path, str(entry["flipped"]["policy"])), path
+        if "flipped" in entry:
+            changed = set(_paths(yaml.safe_load(entry["flipped"]["policy"])))
+            named = parameter.split(", ")
+            assert any(
+                path == name or path.startswith(f"{name}.") for path in changed for name in named
+            )
 
 
-def _named(path: str, changes: str) -> bool:
-    """Whether the flipped policy sets the first part of the path, or a switch beside it."""
-    return path.split(".", maxsplit=1)[0] + ":" in changes or len(path.split(".")) > 1
+def _paths(changes: dict[str, Any], above: str = "") -> Iterator[str]:
+    """The keys that a flipped policy sets."""
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            yield from _paths(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}"
 
 
 def test_every_situation_is_a_row_of_the_page_with_its_parameter_and_code() -> None:
@@ -57,3 +68,12 @@ def test_every_situation_is_a_row_of_the_page_with_its_parameter_and_code() -> N
         _, _, _, code, parameter = rows[entry["id"]]
         said = (code.replace("`", ""), parameter.replace("`", ""))
         assert said == (entry.get("code", ""), entry.get("parameter", "")), entry["id"]
+
+
+def test_every_property_of_the_chapter_is_a_test_that_bears_its_number() -> None:
+    """PT-01 to PT-15."""
+    found = set()
+    for file in (ROOT / "tests").glob("*/test_*.py"):
+        for name in re.findall(r"def (test_\w+)\(", file.read_text()):
+            found |= set(re.findall(r"pt_(\d\d)", name))
+    assert found == {f"{n:02d}" for n in range(1, 16)}

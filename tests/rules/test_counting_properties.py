@@ -16,6 +16,7 @@ from services.screening.policy import Policy
 from tests.counting.compare import answer, differing, expected
 from tests.histories import (
     SECOND,
+    SEVERAL,
     VARIANT,
     P,
     Q,
@@ -34,7 +35,7 @@ from tests.histories import (
 
 MANY = settings(deadline=None, max_examples=3 * settings().max_examples)
 """The oracle is asked more often than the rest; how often, the profile says (tests/conftest.py)."""
-POLICIES = [qc_default(), policy(VARIANT)]
+POLICIES = [qc_default(), policy(VARIANT), policy(SEVERAL)]
 
 
 def said(known: Ledger, rule: Policy, now: datetime) -> Any:
@@ -49,6 +50,7 @@ def seen(standing: Standing) -> Any:
         standing.ed_visits,
         standing.hospital_episodes,
         standing.counts,
+        standing.earlier,
         standing.state,
         standing.held,
     )
@@ -217,7 +219,7 @@ def test_pt_13_counted_items_equal_the_counts_and_each_fact_is_in_one_item_per_k
     known = ledger(*facts, who=who)
     standing = stand(known, rule, now)
     items = why.explain(known.facts, standing.judged, rule, now).items
-    counted = [i.kind for i in items if i.counted]
+    counted = [i.kind for i in items if i.counted and i.anchor > now - rule.window]
     assert counted.count(Kind.ED) == standing.ed_visits
     assert counted.count(Kind.HOSPITAL) == standing.hospital_episodes
     places = [(f.encounter, i.kind) for i in items for f in i.facts]
@@ -227,7 +229,7 @@ def test_pt_13_counted_items_equal_the_counts_and_each_fact_is_in_one_item_per_k
     assert order == sorted(order)
     shown = {f.encounter for i in items for f in i.facts}
     for fact in facts:
-        if fact.start and now - rule.window < fact.start.earliest <= now:
+        if fact.start and now - rule.lookback < fact.start.earliest <= now:
             in_error = fact.status is Status.ENTERED_IN_ERROR
             assert in_error or fact.encounter in shown or _began_earlier(fact, known, rule, now)
 
@@ -235,7 +237,7 @@ def test_pt_13_counted_items_equal_the_counts_and_each_fact_is_in_one_item_per_k
 def _began_earlier(fact: Fact, known: Ledger, rule: Policy, now: datetime) -> bool:
     """Its visit or episode has an anchor outside the window, or none of its parts is inside."""
     return any(
-        m.fact.encounter == fact.encounter and not (now - rule.window < j.group.anchor <= now)
+        m.fact.encounter == fact.encounter and not (now - rule.lookback < j.group.anchor <= now)
         for j in stand(known, rule, now).judged
         for m in j.group.members
     )
