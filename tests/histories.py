@@ -173,7 +173,7 @@ def plain(fact: Fact) -> dict[str, Any]:
         "end": (fact.end.earliest, fact.end.latest) if fact.end else None,
         "codes": fact.codes and [(c.system, c.code) for c in fact.codes],
         "classes": list(fact.classes),
-        "manual": getattr(fact, "excluded", False),
+        "manual": fact.excluded,
     }
 
 

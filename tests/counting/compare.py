@@ -78,7 +78,7 @@ def answer(known: Ledger, rule: Policy, now: datetime) -> Plain:
 
 def _earlier(standing: Standing) -> Iterator[tuple[int, ...]]:
     """The counts of each window before the newest, one per clause."""
-    yield from zip(*getattr(standing, "earlier", ()), strict=True)
+    yield from zip(*standing.earlier, strict=True)
 
 
 def _name(item: why.Item) -> tuple[str, tuple[str, ...]]:
@@ -134,7 +134,7 @@ def history_told(history: History) -> Plain:
         "facts": [plain(f) for f in history.facts],
         "persons": [_fields(p) for p in history.persons],
         "links": [_fields(k) for k in history.links],
-        "exclusions": [_exclusion(c) for c in getattr(history, "corrections", ())],
+        "exclusions": [_exclusion(c) for c in history.corrections],
     }
 
 
@@ -169,21 +169,20 @@ def differences(life: Life) -> list[str]:
         if said != wanted:
             lines.append(f"notice: rules {said}, oracle {wanted}")
     for instant in [t for t in learnt(told) if t < life.known_at][-3:]:
-        lines += _retraction(life, instant, oracle)
+        lines += _retraction(life, instant, now, oracle)
     return lines
 
 
-def _retraction(life: Life, then: datetime, present: Oracle) -> Iterator[str]:
+def _retraction(life: Life, then: datetime, now: Standing, present: Oracle) -> Iterator[str]:
     """Of a flag that stood at `then`, by what was known at `then` (CT-44)."""
-    rule = rule_of(life.rule)
-    before, after = ledger_of(life, then), ledger_of(life, life.known_at)
-    if before is None or after is None:
+    rule, before = rule_of(life.rule), ledger_of(life, then)
+    if before is None or not before.facts:
         return
     was = stand(before, rule, then)
     if was.state is not State.FLAGGED or was.since is None:
         return
     announced = replace(Announced(), state=was.state, held=was.held, since=was.since, entry=7)
-    said = retracts(announced, stand(after, rule, life.known_at)) == 7
+    said = retracts(announced, now) == 7
     wanted = takes_back(was.since, present, life.known_at)
     if said is not wanted:
         yield f"retracts what began {was.since}: rules {said}, oracle {wanted}"

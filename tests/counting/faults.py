@@ -363,8 +363,8 @@ FAULTS: Final = (
         "known at excludes the instant",
         "CT-70",
         "ledger",
-        "facts=current(f for f in self.facts if f.recorded <= known_at),",
-        "facts=current(f for f in self.facts if f.recorded < known_at),",
+        "f for f in self.facts if f.recorded <= known_at), corrections",
+        "f for f in self.facts if f.recorded < known_at), corrections",
     ),
     Fault(
         "first recorded is last recorded",
@@ -671,5 +671,34 @@ FAULTS: Final = (
         "flag",
         "return Notice.QUIET if was_flagged else Notice.ALERT",
         "return Notice.ALERT",
+    ),
+    # by hand
+    Fault(
+        "a visit excluded by hand counts",
+        "CT-17",
+        "why",
+        "    fact, rules = visit.fact, policy.ed\n    if fact.excluded:\n",
+        "    fact, rules = visit.fact, policy.ed\n    if False:\n",
+    ),
+    Fault(
+        "a stay excluded by hand counts",
+        "CT-17",
+        "why",
+        "    fact, rules, codes = stay.fact, policy.hospital, policy.codes\n    if fact.excluded:\n",
+        "    fact, rules, codes = stay.fact, policy.hospital, policy.codes\n    if False:\n",
+    ),
+    Fault(
+        "an exclusion cannot be undone",
+        "CT-17",
+        "ledger",
+        "excluded = {c.encounter for c in corrections if c.excluded}",
+        "excluded = {c.encounter for c in corrections}",
+    ),
+    Fault(
+        "an exclusion was known from the first",
+        "CT-70",
+        "ledger",
+        "((c.encounter, c.version), c) for c in self.corrections if c.recorded <= known_at",
+        "((c.encounter, c.version), c) for c in self.corrections",
     ),
 )

@@ -13,7 +13,16 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from services.screening.ledger import Disposition, Fact, History, Link, Moment, Person, Status
+from services.screening.ledger import (
+    Correction,
+    Disposition,
+    Fact,
+    History,
+    Link,
+    Moment,
+    Person,
+    Status,
+)
 from services.screening.policy import Policy
 from tests.histories import (
     BASES,
@@ -84,7 +93,7 @@ class Life:
         for fact in self.history.facts:
             lines.append("  " + " ".join(f"{k}={v}" for k, v in said(fact).items()))
         lines += [f"  {p}" for p in self.history.persons] + [f"  {k}" for k in self.history.links]
-        lines += [f"  {c}" for c in getattr(self.history, "corrections", ())]
+        lines += [f"  {c}" for c in self.history.corrections]
         return "\n".join(lines)
 
 
@@ -230,11 +239,11 @@ def a_life(number: int) -> Life:
     facts = [version for fact in latest for version in _versions(chance, fact, keys)]
     starts = [f.start.earliest for f in facts if f.start] or BASES
     links = _links(chance, starts) if len(keys) > 1 else []
+    corrections = _corrections(chance, latest)
     persons = [one for k in keys for one in _persons(chance, k, starts)]
     near = starts if chance.random() < 0.5 else sorted(starts)[-2:]
     as_of = chance.choice(near) + chance.choice([*STEPS, 300 * DAY]) + _nudge(chance)
-    learnt = [f.recorded for f in facts] + [k.recorded for k in links]
-    learnt = [t for t in learnt if t >= as_of]
+    learnt = [t for t in History(facts, [], links, corrections).instants() if t >= as_of]
     known_at = as_of
     if learnt and chance.random() < 0.6:
         known_at = chance.choice(learnt) if chance.random() < 0.3 else max(learnt)
@@ -243,7 +252,7 @@ def a_life(number: int) -> Life:
     return Life(
         number=number,
         rule=a_rule(chance),
-        history=History(facts=sent, persons=persons, links=links),
+        history=History(sent, persons, links, corrections),
         patient=chance.choice(keys) if chance.random() < 0.2 else P,
         as_of=as_of,
         known_at=known_at,
@@ -407,5 +416,17 @@ def _links(chance: random.Random, starts: Sequence[datetime]) -> list[Link]:
         for version in range(1, chance.choice([0, 1, 1, 1, 2, 2, 3]) + 1):
             found.append(Link(retired, surviving, version, version % 2 == 1, learnt))
             learnt += chance.choice([HOUR, 2 * DAY, 100 * DAY])
+    chance.shuffle(found)
+    return found
+
+
+def _corrections(chance: random.Random, facts: Sequence[Fact]) -> list[Correction]:
+    """A person takes an encounter out of the count, puts it back, takes it out again (CT-17)."""
+    found = []
+    for fact in facts:
+        learnt = fact.recorded + chance.choice([-HOUR, HOUR / 2, 9 * DAY])
+        for version in range(1, chance.choice([0] * 12 + [1, 1, 2, 3]) + 1):
+            found.append(Correction(fact.encounter, version, version % 2 == 1, learnt))
+            learnt += chance.choice([HOUR / 2, 30 * DAY])
     chance.shuffle(found)
     return found
