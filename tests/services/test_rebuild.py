@@ -55,6 +55,8 @@ class World:
     screening: Screening
     owner: asyncpg.Connection
     carrier: Callable[[], Carrier]
+    newest: UUID | None = None
+    """The rebuild begun last."""
 
     def turn(self, tx: Tx, now: datetime) -> flow.Turn:
         return self.screening.turn(tx, now)
@@ -96,18 +98,20 @@ class World:
             "not exists (select from screening.patient where restated or due_at <= $1)", NOW
         )
 
-    async def rebuilt(self, number: int = 1) -> None:
-        """So many rebuilds are complete, and everybody is counted anew."""
+    async def rebuilt(self) -> None:
+        """The newest rebuild is complete, and everybody is counted anew."""
         await self.comes_true(
-            "count(*) = $1 from screening.rebuild where completed is not null", number
+            "exists (select from screening.rebuild where id = $1 and completed is not null)",
+            self.newest,
         )
         await self.counted()
 
     async def restate(self, most: int = 2) -> list[Restatement]:
         clock = Clock(self.door.clock_file)
-        return [
-            one async for one in restating.restate(self.door.house.db, clock.now, "TEST-ops", most)
-        ]
+        steps = restating.restate(self.door.house.db, clock.now, "TEST-ops", most)
+        found = [one async for one in steps]
+        self.newest = found[-1].id
+        return found
 
     async def bodies(self, *, whole: bool = False) -> dict[str, bytes]:
         """What `GET /v1/patients/{key}/flag` says of everybody, now and as of then.
@@ -148,8 +152,17 @@ class World:
 
 
 @pytest.fixture(params=["postgres", pytest.param("kafka", marks=pytest.mark.kafka)])
+def bootstrap(request: pytest.FixtureRequest) -> str | None:
+    """Of the brokers; None: PostgreSQL carries the log."""
+    if request.param == "postgres":
+        return None
+    broker: Broker = request.getfixturevalue("broker")
+    return broker.bootstrap
+
+
+@pytest.fixture
 async def world(
-    request: pytest.FixtureRequest,
+    bootstrap: str | None,
     database: FreshDatabase,
     db: Callable[[str], Database],
     tmp_path: Path,
@@ -157,11 +170,10 @@ async def world(
     owner = await database.owner()
     async with opened(db("ingest"), db("authority"), tmp_path) as door:
         screening = Screening(db("screening"))
-        if request.param == "postgres":
+        if bootstrap is None:
             yield World(door, screening, owner, lambda: PostgresCarrier(screening.db))
         else:
-            broker: Broker = request.getfixturevalue("broker")
-            link = Link(broker.bootstrap, prefix=f"{database.name}.")
+            link = Link(bootstrap, prefix=f"{database.name}.")
             kinds = [read.event.type for read in READS]
             await create_topics(link, kinds, partitions=3, replication=1)
             stop = asyncio.Event()
@@ -377,7 +389,8 @@ async def test_live_messages_go_on_meanwhile_and_their_alerts_too(world: World) 
         before = len(await world.announced())
         steps = restating.restate(world.door.house.db, Clock(world.door.clock_file).now, "TEST", 1)
         numbers = iter(range(100))
-        async for _ in steps:
+        async for one in steps:
+            world.newest = one.id
             number = next(numbers)
             if number < 4:
                 live = visit(f"live-{number}", f"2026-11-2{number}T08:00", "p2")
