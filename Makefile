@@ -86,5 +86,11 @@ webhooks: .tooling/webhooks/.installed ## Fetch the JavaScript library that veri
 	  mkdir -p $(@D) && cp $< $(@D)/package.json && \
 	  npm install --prefix $(@D) --ignore-scripts --no-audit --no-fund --no-package-lock --silent && touch $@
 
+freshness: install ## Run random schedules of consent changes and sends, and judge them (N=10000)
+	@nice $(BIN)/python -m tests.consent.freshness --schedules $(or $(N),10000)
+
+silence: install ## Measure whether the time of an answer tells of what is withheld (N=10000)
+	@nice $(BIN)/python -m tests.bench_silence --pairs $(or $(N),10000)
+
 clean: ## Remove what was made here
 	@rm -rf $(VENV) .tooling .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache

@@ -26,7 +26,6 @@ from starlette.requests import Request
 
 from services.notify import flow, looking
 from services.notify.delivery import Courier
-from services.notify.egress import Egress
 from services.notify.web.desk import NotifyDesk
 from services.notify.web.pages import Ask
 from services.notify.web.views import Filter, Order
@@ -34,6 +33,7 @@ from services.notify.web.words import Language
 from services.plumbing.auth import Caller, Kind
 from services.plumbing.clock import real_now
 from services.plumbing.db import Database
+from services.plumbing.egress import Egress
 from tests.services import notify_builders as build
 from tests.services.notify_door import Doorway, consent, panel
 from tests.services.test_notify_delivery import event, kind, parameters, subscription
