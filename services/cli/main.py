@@ -20,6 +20,7 @@ from services.cli import (
     demo,
     doctor,
     house,
+    importing,
     operations,
     policies,
     postgres,
@@ -46,6 +47,7 @@ auditing.commands.command("affected")(reviewing.affected_)
 app.add_typer(auditing.commands, name="audit")
 app.add_typer(rekeying.commands, name="keys")
 app.add_typer(policies.commands, name="policy")
+app.add_typer(importing.commands, name="import")
 app.command("purge")(purging.purge_)
 app.add_typer(purging.legal_holds, name="legal-hold")
 terminal = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -121,6 +121,29 @@ CONSENTS = Kind(
     "   and t.digest = c.digest and t.patient = any (:held))",
     ("delete from notify.consent where uid in (select id from gone)",),
 )
+REFUSED = Kind(
+    "refused-consents",
+    ("notify",),
+    "select r.id, r.resolved as aged from notify.refused_consent r where r.resolved <= :before"
+    " and not exists (select from notify.token t where t.key_id = r.key_id"
+    "   and t.digest = r.digest and t.patient = any (:held))",
+    ("delete from notify.refused_consent where id in (select id from gone)",),
+)
+WORK_ITEMS = Kind(
+    "work-items",
+    ("notify",),
+    "select id, closed as aged from notify.work_item"
+    " where closed <= :before and (patient is null or not (patient = any (:held)))",
+    ("delete from notify.work_item where id in (select id from gone)",),
+)
+# One that nobody reviewed stays until somebody has.
+OVERRIDES = Kind(
+    "overrides",
+    ("notify",),
+    "select id, reviewed as aged from notify.override"
+    " where reviewed <= :before and (patient is null or not (patient = any (:held)))",
+    ("delete from notify.override where id in (select id from gone)",),
+)
 DECISIONS = Kind(
     "decisions",
     ("notify",),
@@ -152,6 +175,7 @@ FACTS = Kind(
         "delete from screening.fact_version where encounter in (select id from gone)",
         "delete from screening.fact where encounter in (select id from gone)",
         "delete from notify.episode where episode in (select id from gone)",
+        "delete from notify.assessment where encounter in (select id from gone)",
         "delete from ingest.identifier where key in (select id from gone)",
         "delete from ingest.quality where key in (select id from gone)",
         "delete from ingest.version where key in (select id from gone)",
@@ -187,6 +211,10 @@ PEOPLE = Kind(
     "  or exists (select from notify.card k where k.patient = c.key)"
     "  or exists (select from notify.token t join notify.consent o using (key_id, digest)"
     "     where t.patient = c.key)"
+    "  or exists (select from notify.token t join notify.refused_consent o using (key_id, digest)"
+    "     where t.patient = c.key)"
+    "  or exists (select from notify.work_item w where w.patient = c.key)"
+    "  or exists (select from notify.override o where o.patient = c.key)"
     "  or exists (select from notify.token t join notify.panel o using (key_id, digest)"
     "     where t.patient = c.key))",
     (
@@ -223,6 +251,7 @@ PEOPLE = Kind(
                 ("notify.outlook", "patient"),
                 ("notify.unroutable", "patient"),
                 ("notify.due", "patient"),
+                ("notify.assessment", "patient"),
             )
         ),
     ),
@@ -314,6 +343,9 @@ class Purge:
             (STANDINGS, kept.cards),
             (PANEL, kept.cards),
             (CONSENTS, kept.consents),
+            (REFUSED, kept.consents),
+            (WORK_ITEMS, kept.consents),
+            (OVERRIDES, kept.audit),
             (DECISIONS, kept.audit),
         ]
         if kept.facts is not None:

@@ -16,16 +16,18 @@ from schemas.flag_changed_v1 import FlagChanged
 from schemas.patient_identified_v1 import PatientIdentified
 from schemas.patient_merged_v1 import PatientMerged, PatientUnmerged
 from schemas.site_heard_v1 import SiteHeard
-from services.notify import flow, worklist
+from services.notify import breaking, flow, worklist
 from services.notify.api import Door, add_door
 from services.notify.delivery import Courier
 from services.notify.flow import Turn
 from services.notify.telling import House
+from services.notify.web.consenting import ConsentPages
 from services.notify.web.desk import NotifyDesk
+from services.notify.web.office import ConsentOffice
 from services.notify.web.pages import Pages
 from services.plumbing import audit, carriers, chain, egress, process, settings, signin, telemetry
 from services.plumbing.auth import Auth, Authority, guard
-from services.plumbing.clock import Clock
+from services.plumbing.clock import Clock, real_now
 from services.plumbing.db import Database, Tx, is_passing, sqlstate
 from services.plumbing.egress import Egress
 from services.plumbing.eventlog import Reader, on
@@ -114,6 +116,14 @@ def build(said: NotifySettings) -> Built:
     add_door(app, Door(db, house, clock.now, cursor_key, gate, authority))
     signin.install(app, sign_in)
     pages.install(app)
+    office = ConsentOffice(
+        db=db,
+        house=house,
+        now=clock.now,
+        override_lasts=timedelta(minutes=said.override_minutes),
+        hold_alarm=timedelta(hours=said.hold_alarm_hours),
+    )
+    ConsentPages(pages, office).install(app)
 
     def turn(tx: Tx, now: datetime) -> Turn:
         return Turn(tx=tx, now=now, house=house)
@@ -167,6 +177,7 @@ async def watch_on(db: Database, clock: Clock, longest: timedelta, stop: asyncio
         try:
             async with db.work() as tx:
                 await worklist.watch(tx, clock.now(), longest)
+                await breaking.forget_drafts(tx, real_now())
         except Exception as error:
             if not is_passing(error):
                 raise

@@ -22,6 +22,7 @@ from services.notify.store import Facts
 from services.notify.telling import House, Told
 from services.plumbing import audit, telemetry
 from services.plumbing.audit import AuditRecord, Content, Trail
+from services.plumbing.db import Tx
 from services.plumbing.identifiers import canonical_system, normalise
 from services.plumbing.region import Person
 from services.plumbing.sealing import SealBrokenError, UnknownKeyError
@@ -235,9 +236,7 @@ async def keep_draft(person: str, said: Entered, turn: Turn, real: datetime) -> 
         "why": said.why,
     }
     key_id, box = turn.house.seals.seal(DRAFTS, "draft", orjson.dumps(body).decode())
-    await store.keep_draft(
-        turn.tx, real - DRAFT_LASTS, person=person, page=PAGE, key_id=key_id, box=box, at=real
-    )
+    await store.keep_draft(turn.tx, person=person, page=PAGE, key_id=key_id, box=box, at=real)
 
 
 async def take_draft(person: str, house: House, turn: Turn, real: datetime) -> Entered | None:
@@ -252,3 +251,8 @@ async def take_draft(person: str, house: House, turn: Turn, real: datetime) -> E
     except (UnknownKeyError, SealBrokenError):
         return None
     return Entered(**{name: said[name] for name in Entered.__dataclass_fields__})
+
+
+async def forget_drafts(tx: Tx, real: datetime) -> None:
+    """What nobody came back for."""
+    await store.forget_drafts(tx, real - DRAFT_LASTS)

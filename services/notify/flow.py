@@ -294,15 +294,15 @@ def _consider(known: _Known, turn: Turn, *, access: bool, found: _Found) -> None
             found.decided[root].append(told.decision)
         prior = known.outlooks.get((clinic, root))
         was = None if prior is None else known.then.get((root, prior.sequence))
+        flag_known = [f for f in known.flags if f.clinic == clinic and f.patient == root]
         situation = _situation(
             facts, told, turn, clinic=clinic, route=route, prior=prior, was=was, inbox=inbox,
-            access=access,
+            access=access, was_less=any(f.state != State.FLAGGED for f in flag_known),
         )  # fmt: skip
         own = [card for card in known.cards if card.clinic == clinic]
         changed = settle(situation, own, telemetry.new_id)
         found.cards |= changed
         found.told |= dict.fromkeys(changed, told if inbox else _refusal_of_inbox(told))
-        flag_known = [f for f in known.flags if f.clinic == clinic and f.patient == root]
         _flag(found, flag_known[0] if flag_known else None, situation, turn)
         _decided(found, facts, told, prior=prior, s=situation, changed=changed)
         dues.append(telling.look_again_at(house, facts, told, now))
@@ -330,6 +330,7 @@ def _situation(
     was: store.StandingRow | None,
     inbox: bool,
     access: bool,
+    was_less: bool,
 ) -> Situation:
     row, standing = facts.standing, told.standing
     assert row is not None
@@ -353,7 +354,7 @@ def _situation(
         merged=row.merged_into is not None,
         spell=row.spell,
         quiet=row.quiet,
-        newly_told=access and (prior is None or prior.outcome != "permit"),
+        newly_told=access and (prior is None or prior.outcome != "permit" or was_less),
         episodes=facts.episodes,
         said_otherwise=not same
         and before is not None

@@ -12,7 +12,6 @@ from uuid import UUID
 from services.notify.consent import (
     Decision,
     Directive,
-    Hold,
     Outcome,
     Reason,
     Sign,
@@ -52,6 +51,15 @@ class Filed:
 
 
 @dataclass(frozen=True, slots=True)
+class Judgement:
+    """A decision about a clinic that would be told."""
+
+    decision: Decision
+    keeps_back: bool
+    """What is in doubt keeps back more than an item: the card, or that it says *flagged*."""
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """One work item that should be open; `basis` are the Consent versions it rests on."""
 
@@ -59,10 +67,10 @@ class Wanted:
     basis: frozenset[str]
 
 
-def wanted(decisions: Iterable[Decision], on_file: Iterable[Filed]) -> list[Wanted]:
+def wanted(judgements: Iterable[Judgement], on_file: Iterable[Filed]) -> list[Wanted]:
     """The work items one patient should have, by reason.
 
-    `decisions` are those about clinics that would be told. A Consent that cannot be computed is
+    A Consent that cannot be computed is
     somebody's to look at whether or not anything is on hold for it yet (CS-57); so is a conflict
     (CS-31), unless with one that cannot be computed: that one is put right first. What else an
     item of a permitted card lacks keeps that item back and opens nothing.
@@ -73,8 +81,8 @@ def wanted(decisions: Iterable[Decision], on_file: Iterable[Filed]) -> list[Want
         if why is not None:
             found.setdefault(why, set()).add(filed.directive.name)
     wrong = frozenset().union(*found.values())
-    for decision in decisions:
-        for why, basis in _doubts(decision):
+    for judgement in judgements:
+        for why, basis in _doubts(judgement):
             if why is not Why.CONFLICT or not basis & wrong:
                 found.setdefault(why, set()).update(basis)
     return [Wanted(why, frozenset(found[why])) for why in sorted(found)]
@@ -91,12 +99,14 @@ def _wrong_with(filed: Filed) -> Why | None:
     return None if is_computable(directive) else Why.NOT_COMPUTABLE
 
 
-def _doubts(decision: Decision) -> Iterable[tuple[Why, frozenset[str]]]:
+def _doubts(judgement: Judgement) -> Iterable[tuple[Why, frozenset[str]]]:
+    decision = judgement.decision
     if Sign.CONFLICT_NEWER_PERMIT in decision.signs:
         yield Why.CONFLICT, _basis(decision, Reason.CONFLICT)
-    if not isinstance(decision, Hold):
+    if not judgement.keeps_back:
         return
-    for reason in decision.reasons:
+    held = [f.reasons for f in decision.findings if f.outcome is Outcome.HOLD]
+    for reason in frozenset().union(*held):
         if reason is not Reason.NOT_COMPUTABLE and reason is not Reason.CONFLICT:
             yield Why(reason), _basis(decision, reason)
 

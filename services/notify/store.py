@@ -1471,10 +1471,13 @@ async def told_of_override(tx: Tx, id_: UUID, by: str) -> bool:
     return (await tx.execute(_TOLD_OF_OVERRIDE, {"id": id_, "by": by})).first() is not None
 
 
-async def keep_draft(tx: Tx, before: datetime, **row: Any) -> None:
-    """What somebody entered and could not send; what is older than `before` is forgotten."""
-    await tx.execute(_FORGET_DRAFTS, {"before": before})
+async def keep_draft(tx: Tx, **row: Any) -> None:
+    """What somebody entered and could not send."""
     await tx.execute(_KEEP_DRAFT, row)
+
+
+async def forget_drafts(tx: Tx, before: datetime) -> None:
+    await tx.execute(_FORGET_DRAFTS, {"before": before})
 
 
 async def take_draft(tx: Tx, person: str, page: str) -> Row[Any] | None:

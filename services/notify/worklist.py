@@ -14,9 +14,10 @@ from uuid import UUID
 import structlog
 from sqlalchemy import Row
 
-from services.notify import holding, store, telling
-from services.notify.consent import Decision
-from services.notify.holding import Filed, Open, Why
+from services.notify import holding, recount, store, telling
+from services.notify.consent import Decision, Hold, Outcome, Permit
+from services.notify.holding import Filed, Judgement, Open, Why
+from services.notify.recount import Standing
 from services.notify.store import Facts
 from services.notify.telling import House
 from services.plumbing import telemetry
@@ -72,7 +73,23 @@ def _wanted(house: House, judged: Judged) -> list[holding.Wanted]:
         Filed(directive, disputed=row.disputed, refused=row.refused)
         for directive, row in zip(read, facts.consents, strict=True)
     ]
-    return holding.wanted(judged.decisions, on_file)
+    standing = telling.standing_of(facts)
+    judgements = [Judgement(one, _keeps_back(one, standing)) for one in judged.decisions]
+    return holding.wanted(judgements, on_file)
+
+
+def _keeps_back(decision: Decision, standing: Standing | None) -> bool:
+    """Whether more would be said of the patient if what is in doubt were released."""
+    if isinstance(decision, Hold):
+        return True
+    if standing is None or not isinstance(decision, Permit):
+        return False
+    doubtful = {f.item for f in decision.findings if f.outcome is Outcome.HOLD}
+    if not doubtful:
+        return False
+    told = recount.see(standing, decision.released, decision.at)
+    whole = recount.see(standing, decision.released | doubtful, decision.at)
+    return told.state is not whole.state
 
 
 def _sites(facts: Facts, sent: Mapping[UUID, tuple[str, ...]]) -> frozenset[str]:

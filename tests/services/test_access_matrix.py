@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID, uuid4, uuid5
 
 import httpx
 import orjson
@@ -23,8 +23,10 @@ from pydantic import SecretStr
 from schemas.flag_changed_v1 import Cause
 from services.ingest import __main__ as ingest
 from services.notify import __main__ as notify
-from services.notify import flow
+from services.notify import flow, intake, store
+from services.notify.intake import Capture
 from services.notify.subscriptions import BACKPORT, TOPICS
+from services.plumbing.audit import Trail
 from services.plumbing.clock import drive, real_now
 from services.plumbing.sealing import Seals
 from services.plumbing.settings import IngestSettings, NotifySettings, ScreeningSettings
@@ -286,6 +288,9 @@ def clinics_write(path: str, second: str, **more: Any) -> Row:
     )
 
 
+CONSENTING = ("nurse-a", "nurse-b", "hospital-cm", "privacy")
+BREAKING = ("hospital-cm", "physician")
+CARD_SYSTEM = "https://health-card.example.ca"
 MERGE = "application/merge-patch+json"
 GUARDED = {"If-Match": 'W/"99"'}
 NOTIFY = {
@@ -339,7 +344,9 @@ NOTIFY = {
     ("GET", "/fhir/Subscription/$status"): clinics_write("/fhir/Subscription/$status", EMPTY),
     ("POST", "/fhir/Subscription/$status"): clinics_write("/fhir/Subscription/$status", EMPTY),
     ("POST", "/panel"): clinics_write("/panel", IN),
-    ("GET", "/"): page("/", "nurse-a", "nurse-b", "hospital-cm", "privacy", strangers=IN),
+    ("GET", "/"): page(
+        "/", "nurse-a", "nurse-b", "privacy", "hospital-cm", "physician", strangers=IN
+    ),
     ("GET", "/my-list"): page("/my-list", "nurse-a", "nurse-b"),
     ("GET", "/cards/{key}"): page("/cards/{task}", "nurse-a", "nurse-b=404"),
     ("POST", "/cards/{key}/take"): page(
@@ -355,6 +362,40 @@ NOTIFY = {
     ),
     ("GET", "/register"): page("/register", "privacy"),
     ("POST", "/register"): page("/register", "privacy", body="patient={patient}"),
+    ("GET", "/consents"): page("/consents", *CONSENTING),
+    ("POST", "/consents"): page("/consents", *CONSENTING, body=f"system={CARD_SYSTEM}&number=TEST"),
+    ("POST", "/consents/record"): page(
+        "/consents/record", *CONSENTING, body=f"system={CARD_SYSTEM}&number=TEST"
+    ),
+    ("GET", "/consents/{id_}"): page(
+        "/consents/{consent}", "nurse-a", "nurse-b=404", "hospital-cm=404", "privacy"
+    ),
+    ("POST", "/consents/{id_}/withdraw"): page(
+        "/consents/{consent}/withdraw",
+        "nurse-a",
+        "nurse-b=404",
+        "hospital-cm=404",
+        "privacy",
+        body="version=99",
+    ),
+    ("GET", "/holds"): page("/holds", "hospital-cm", "privacy"),
+    ("GET", "/holds/{key}"): page("/holds/{hold}", "hospital-cm", "privacy"),
+    ("POST", "/holds/{key}/dismiss"): page(
+        "/holds/{hold}/dismiss", "hospital-cm", "privacy", body="refused={nothing}&why=short"
+    ),
+    ("POST", "/holds/{key}/assess"): page(
+        "/holds/{hold}/assess", "hospital-cm", "privacy", body="encounter={nothing}"
+    ),
+    ("POST", "/holds/{key}/assign"): page(
+        "/holds/{hold}/assign", "hospital-cm", "privacy", body="version=1"
+    ),
+    ("POST", "/holds/{key}/review"): page("/holds/{hold}/review", "privacy", body="why=short"),
+    ("POST", "/holds/{key}/told"): page("/holds/{hold}/told", "privacy=404"),
+    ("GET", "/break-glass"): page("/break-glass", *BREAKING),
+    ("POST", "/break-glass"): page("/break-glass", *BREAKING, body="number=TEST"),
+    ("GET", "/break-glass/{key}"): page(
+        "/break-glass/{nothing}", *(f"{who}=404" for who in BREAKING)
+    ),
     ("POST", "/language"): page("/language", *PEOPLE, strangers=IN),
     ("POST", "/session"): page("/session", *PEOPLE),
     ("GET", "/static/{name}"): to_all("/static/passerelle.css"),
@@ -536,6 +577,16 @@ async def made(
     answer = await http["notify"].post("/fhir/Consent", json=said_consent, headers=emr)
     assert answer.status_code == 201, answer.text
     ids["consent"] = answer.json()["id"]
+    odd = {"type": "permit", "modifierExtension": [{"url": "x", "valueCode": "x"}]}
+    held = consent(uuid5(patient, "held"), odd)
+    await hear(flow.on_patients_identified, build.identified(uuid5(patient, "held")))
+    async with built.db.work() as tx:
+        now = built.clock.now()
+        recording = flow.Turn(tx=tx, now=now, house=built.house)
+        trail = Trail(now, "privacy", "person")
+        await intake.capture_consent(Capture(held, "", "privacy"), recording, trail)
+        (item,) = await store.items(tx, 10)
+    ids["hold"] = str(item.id)
     answer = await http["notify"].post("/fhir/Subscription", json=SUBSCRIPTION, headers=emr)
     assert answer.status_code == 201, answer.text
     ids["subscription"] = answer.json()["id"]

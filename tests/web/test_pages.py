@@ -465,7 +465,7 @@ async def test_no_address_on_a_page_says_who_it_is_about(home: House) -> None:
     for page in pages:
         for address in re.findall(r'(?:href|action|hx-get|value)="(/[^"]*)"', page.text):
             assert re.fullmatch(
-                r"/|/(my-list|register|language|session|sign-out)(\?[a-z=&;]+)?"
+                r"/|/(my-list|register|consents|language|session|sign-out)(\?[a-z=&;]+)?"
                 r"|/cards/[0-9a-f-]{36}(/take)?|/static/[a-z.]+\?[0-9a-f]{12}",
                 address,
             ), address

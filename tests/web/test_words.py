@@ -16,8 +16,8 @@ from babel.messages.pofile import read_po
 from jinja2 import nodes
 
 from schemas.encounter_recorded_v1 import Disposition
-from services.notify import card, consent, correction
-from services.notify.web import views
+from services.notify import card, consent, correction, holding, override, reading
+from services.notify.web import consent_views, views
 from services.notify.web.rendering import environment
 from services.notify.web.words import Language, Words, choose
 from tests.web.gallery import PICTURES
@@ -70,6 +70,13 @@ def values(kind: type[StrEnum]) -> set[str]:
 MEASURES = values(views.Measure)
 GRANTS = {"permitted", "implied"}
 """Reasons of a release; the register says why something was kept back."""
+FAULTS = {
+    *("effect", "whom", "unknown", "date", "past", "performer", "relative", "alone", "parent"),
+    *("source", "reference", "long", "media", "large", "language", "risks", "system", "number"),
+    *("foreign", "stale", "reason", "short", "labels", "patient", "verdict", "again", "ground"),
+    "cannot_ask",
+}
+"""What may be wrong with a field of a form: paper.read, override.faults, the pages."""
 FAMILIES: Mapping[str, set[str]] = {
     "role": values(views.Role),
     "tier": values(views.Tier),
@@ -98,6 +105,16 @@ FAMILIES: Mapping[str, set[str]] = {
     "ground": {*(values(consent.Reason) - GRANTS), "other"},
     "retract": values(card.Why),
     "code": {*screening_codes(), "other"},
+    "consent.status": set(reading.STATUSES),
+    "label": {code.lower() for code in consent.SENSITIVITY_ABOVE},
+    "h3.place": {f"{one}{part}" for one in values(consent_views.Place) for part in ("", "_text")},
+    "hold.why": values(holding.Why),
+    "hold.text": values(holding.Why),
+    "hold.do": values(holding.Why),
+    "glass.ground": values(override.Ground),
+    "review.verdict": values(override.Verdict),
+    "review.notice": values(override.Notice),
+    "fault": FAULTS,
 }
 """Keys that a page puts together: what may follow the dot."""
 

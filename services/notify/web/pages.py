@@ -55,10 +55,16 @@ T = TypeVar("T")
 LIST_ROLES = (Role.CLINIC_CM,)
 HOSPITAL_ROLES = (Role.HOSP_CM,)
 REGISTER_ROLES = (Role.PRIVACY,)
+CONSENT_ROLES = (Role.CLINIC_CM, Role.HOSP_CM, Role.PRIVACY)
+HOLD_ROLES = (Role.HOSP_CM, Role.PRIVACY)
+GLASS_ROLES = (Role.PHYSICIAN, Role.HOSP_CM)
 WAYS: Sequence[tuple[Link, tuple[Role, ...]]] = (
     (Link("nav.my_list", "/my-list"), LIST_ROLES),
     (Link("nav.patients", "/patients"), HOSPITAL_ROLES),
     (Link("nav.register", "/register"), REGISTER_ROLES),
+    (Link("nav.consents", "/consents"), CONSENT_ROLES),
+    (Link("nav.holds", "/holds"), HOLD_ROLES),
+    (Link("nav.glass", "/break-glass"), GLASS_ROLES),
 )
 """The navigation, and who has which entry."""
 
@@ -386,7 +392,7 @@ class Pages:
             advice="This role has no page here.",
             status=403,
             problem=Problem.ROLE,
-            roles=tuple(one.value for _, roles in WAYS for one in roles),
+            roles=tuple(dict.fromkeys(one.value for _, roles in WAYS for one in roles)),
         )
 
     async def language(self, request: Request) -> Response:
@@ -498,6 +504,24 @@ class Pages:
                 )
             case _:
                 return "error.signin.title", [rejection.words(page.words.language.value)], None
+
+    # For pages that stand beside these
+
+    def ask(self, request: Request, who: Caller) -> Ask:
+        """Who looks, and how."""
+        return self._ask(request, who)
+
+    async def show(
+        self,
+        request: Request,
+        template: str,
+        content: Mapping[str, object],
+        *,
+        back: str,
+        status: int = 200,
+    ) -> Response:
+        """`template` with what every page has around it; `back`: where a new sign-in returns."""
+        return self._render(template, await self._page(request, back=back), content, status=status)
 
     # Around every page
 
