@@ -17,6 +17,8 @@ from fhir.resources.R4B.patient import Patient
 from services.ingest import gate, reading, verbatim
 from services.ingest.flow import rules_of
 from services.ingest.reading import Reason
+from services.notify import panel
+from services.plumbing.identifiers import normalise
 from services.plumbing.region import load
 from services.simulator import cast, fhir, papers
 from services.simulator.feed import Kind, Message, feed
@@ -24,6 +26,7 @@ from services.simulator.flow import REGION_FILE
 from services.simulator.hospital import BATCH, waves
 from services.simulator.life import Care, Leaving, Service
 from services.simulator.profiles import Profile, profile
+from services.simulator.region import Flaw, memberships, person
 
 MODELS: dict[str, Any] = {
     "Encounter": Encounter,
@@ -337,6 +340,39 @@ def test_bundles_keep_the_order_of_each_patient_and_hold_no_resource_twice() -> 
         assert own == [each for each in messages if each.lane == lane]
     longest = max(map(len, seen.values()))
     assert len(bundles) <= max(2 * len(messages) / BATCH, longest)
+
+
+def _panel(text: str, clinic: str) -> panel.Reading:
+    """`text` as the panel upload reads it."""
+
+    def normal(system: str, value: str) -> tuple[str, str] | None:
+        plain = normalise(system, value)
+        return None if plain is None else (system, plain)
+
+    nurses = [each.id for each in load(REGION_FILE).people if each.clinic == clinic and each.roles]
+    return panel.read(text, normal, nurses)
+
+
+def test_the_upload_refuses_each_bad_row_and_reads_all_others() -> None:
+    """simulator.md sections 3 and 5: a few bad rows in each panel, and a file of nothing else."""
+    region = profile("demo", panel_bad=0.02)
+    flaws = [
+        each
+        for number in range(1, region.people + 1)
+        for each in memberships(region, number)
+        if person(region, number).card
+    ]
+    bad = Counter(each.clinic for each in flaws if each.flaw is Flaw.BAD)
+    columns: set[str] = set()
+    for sheet in papers.panels(region):
+        read = _panel(sheet.csv, sheet.clinic)
+        assert len({fault.row for fault in read.faults}) == bad[sheet.clinic] > 3
+        assert len(read.members) + read.duplicates == sheet.rows - bad[sheet.clinic]
+        columns |= {fault.column for fault in read.faults}
+    assert columns == {"card_number", "birth_date", "nurse"}
+    wrong = _panel(papers.bad_panel(), "clinic-a")
+    assert wrong.members == ()
+    assert {fault.row for fault in wrong.faults} == {n + 2 for n in range(len(papers.BAD_ROWS))}
 
 
 # The cast: what each story needs, so that the screens can show it
