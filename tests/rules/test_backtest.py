@@ -165,6 +165,17 @@ def test_w_1_day_by_day() -> None:
     assert (listing.flagged, listing.watch) == ([1, 0, 0], [0, 0, 0])
 
 
+def test_w_8_a_re_entry_is_an_entry_and_no_alert() -> None:
+    """CT-42: met within the 180 days before, so quiet; without quiet days it alerts."""
+    days = ("2026-01-10", "2026-03-05", "2026-04-01", "2026-05-20", "2027-02-20")
+    facts = [ed_visit(f"TEST-{day}", f"{day} 10:00-05") for day in days]
+    rules = [qc_default(), policy("quiet_reentry_days: 30")]
+    period = Period(date(2027, 2, 15), date(2027, 2, 28), qc_default().zone)
+    quiet, loud = tallied([(facts, person())], rules, period).listings
+    assert (quiet.entries, quiet.alerts) == ([1, 0], [0, 0])
+    assert (loud.entries, loud.alerts) == ([1, 0], [1, 0])
+
+
 def test_a_visit_known_by_its_date_alone_is_counted_on_that_day() -> None:
     """CT-24: it counts from local midnight, which is not yet the end of the day before."""
     facts = [ed_visit(f"TEST-{n}", on(f"2026-08-0{n}")) for n in (1, 3, 5, 7)]

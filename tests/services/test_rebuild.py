@@ -205,6 +205,8 @@ async def lived(door: IngestDoor) -> None:
 
     other = {"card": "TEST00000002", "born": "1990-01-01"}
     await put("2026-04-01 12:00-04", patient("p1"), visit("1", "2026-04-01T08:00"))
+    # It says something new, but nothing that counts: the fact stays as it was stated.
+    await put("2026-04-09 12:00-04", visit("1", "2026-04-01T08:00", type=[{"text": "TEST"}]))
     await put("2026-06-01 12:00-04", visit("2", "2026-06-01T08:00", status="in-progress"))
     await put("2026-06-01 20:00-04", visit("2", "2026-06-01T08:00"))
     await put(
