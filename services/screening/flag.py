@@ -6,6 +6,7 @@ true leaves no trace (CT-44).
 """
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
@@ -24,7 +25,7 @@ from services.screening.ledger import (
     survivor,
 )
 from services.screening.measures import Counted
-from services.screening.policy import Clause, Measure, Policy
+from services.screening.policy import Clause, Condition, Measure, Policy
 from services.screening.why import Judged, Why
 
 
@@ -198,19 +199,28 @@ class _Changes:
     begins: bool = False
 
 
-def _changes(counted: Counted, limits: Life, policy: Policy) -> dict[datetime, _Changes]:
-    """All instants at which anything can change of itself. Counts: ED visits and episodes of
-    the policy's window, then of each clause those of its windows, newest first.
+Watched = tuple[Measure, timedelta, timedelta]
+"""What is counted, over how long, and how long ago that ends."""
+
+
+def _watched(policy: Policy) -> list[Watched]:
+    """ED visits and episodes of the policy's window, then of each clause those of its windows,
+    newest first.
     """
-    watched = [
+    return [
         (Measure.ED_VISITS, policy.window, timedelta()),
         (Measure.HOSPITAL_EPISODES, policy.window, timedelta()),
-    ]
-    watched += [
+    ] + [
         (clause.measure, clause.length, ago * clause.length)
         for clause in _clauses(policy)
         for ago in range(policy.consecutive)
     ]
+
+
+def _changes(
+    counted: Counted, limits: Life, watched: Sequence[Watched], policy: Policy
+) -> dict[datetime, _Changes]:
+    """All instants at which anything can change of itself, and how each of `watched` moves."""
     found: dict[datetime, _Changes] = {}
 
     def at(instant: datetime) -> _Changes:
@@ -231,11 +241,15 @@ def _changes(counted: Counted, limits: Life, policy: Policy) -> dict[datetime, _
 
 def _walk(counted: Counted, limits: Life, policy: Policy) -> list[Stretch]:
     """All stretches of a history, past and future, oldest first (CT-41)."""
-    changes = _changes(counted, limits, policy)
+    watched = _watched(policy)
+    each = list(dict.fromkeys(watched))  # many clauses count the same
+    places = [each.index(one) for one in watched]
+    changes = _changes(counted, limits, each, policy)
     windows = policy.consecutive
     first_of_watch = 2 + len(policy.flag.clauses) * windows
 
-    counts = [0] * (2 + len(_clauses(policy)) * windows)
+    moving = [0] * len(each)
+    counts = [0] * len(watched)
     met = False
     since: datetime | None = None
     unmet_from: datetime | None = None
@@ -247,9 +261,7 @@ def _walk(counted: Counted, limits: Life, policy: Policy) -> list[Stretch]:
         """Where the patient stands from `at` on."""
         nonlocal met, since, unmet_from, again, last
         was, able = met, _is_eligible(limits, at) and _is_alive(limits, at)
-        met = able and all(
-            policy.flag.holds(counts[2 + ago : first_of_watch : windows]) for ago in range(windows)
-        )
+        met = able and _holds(policy.flag, counts[2:first_of_watch], windows)
         if was and not met:
             unmet_from = at
         if since is not None and (not able or (not met and at >= since + policy.hold)):
@@ -257,9 +269,7 @@ def _walk(counted: Counted, limits: Life, policy: Policy) -> list[Stretch]:
         if since is None and met:
             since = at
             again = unmet_from is not None and at - unmet_from < policy.quiet_reentry
-        near = able and all(
-            policy.watch.holds(counts[first_of_watch + ago :: windows]) for ago in range(windows)
-        )
+        near = able and _holds(policy.watch, counts[first_of_watch:], windows)
         state = State.FLAGGED if since else State.WATCH if near else State.BELOW
         begun = since
         if state is State.WATCH:
@@ -284,11 +294,19 @@ def _walk(counted: Counted, limits: Life, policy: Policy) -> list[Stretch]:
             settle(since + policy.hold, Cause.HOLD_END)
         change = changes[at]
         for i, delta in enumerate(change.deltas):
-            counts[i] += delta
+            moving[i] += delta
+        counts = [moving[place] for place in places]
         settle(at, _cause_at(at, change, limits))
     if since is not None and not met:
         settle(since + policy.hold, Cause.HOLD_END)
     return found
+
+
+def _holds(condition: Condition, counts: Sequence[int], windows: int) -> bool:
+    """Whether it holds in each of the adjoining windows."""
+    if windows == 1:
+        return condition.holds(counts)
+    return all(condition.holds(counts[ago::windows]) for ago in range(windows))
 
 
 def _earlier(counts: Sequence[int], windows: int) -> tuple[tuple[int, ...], ...]:
@@ -516,8 +534,11 @@ def notice(history: History, key: UUID, standing: Standing, policy: Policy) -> N
     """
     if standing.since is None or standing.state is not State.FLAGGED or standing.again:
         return Notice.QUIET
+    instants = history.instants()
+    if not history.links and not _known_in_time(history, key, standing, instants, policy):
+        return Notice.QUIET
     completed: datetime | None = None
-    for instant in reversed(history.instants()):
+    for instant in reversed(instants):
         known = _as_known(history, key, instant, standing.since, policy)
         if known is None or known.state is not State.FLAGGED or known.since != standing.since:
             break
@@ -532,6 +553,24 @@ def notice(history: History, key: UUID, standing: Standing, policy: Policy) -> N
     if any(f.recorded == completed and f.backfill for f in history.facts):
         return Notice.QUIET
     return Notice.ALERT
+
+
+def _known_in_time(
+    history: History,
+    key: UUID,
+    standing: Standing,
+    instants: Sequence[datetime],
+    policy: Policy,
+) -> bool:
+    """Whether the flag could be known while it was news. If not, what completed it came later,
+    and there is no need to go through all that was ever learnt to find which it was.
+    """
+    assert standing.since is not None
+    early = bisect_right(instants, standing.since + policy.alert_max_age)
+    if not early:
+        return False
+    known = _as_known(history, key, instants[early - 1], standing.since, policy)
+    return known is not None and known.state is State.FLAGGED and known.since == standing.since
 
 
 def _as_known(

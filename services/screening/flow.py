@@ -277,12 +277,15 @@ async def reconsider(family: Family, news: Mapping[UUID, Brought], turn: Turn) -
         await store.facts(turn.tx, keys),
         [row.person for row in rows.values() if row.person],
     )
-    looks = [look(rows[key], ledger, news[key], turn) for key, ledger in ledgers.items()]
-    entered = [one.row.key for one in looks if one.entered]
-    histories = await store.histories(turn.tx, entered)
     said = by_survivor(
         await store.episodes(turn.tx, [key for key in keys if rows[key].ever]), family
     )
+    looks = [
+        look(rows[key], ledger, news[key], turn, has_spoken=key in said)
+        for key, ledger in ledgers.items()
+    ]
+    entered = [one.row.key for one in looks if one.entered]
+    histories = await store.histories(turn.tx, entered)
     heard = await store.heard(turn.tx) if any(one.is_news for one in looks) else {}
     told = [
         tell(one, histories.get(one.row.key), said.get(one.row.key, {}), heard, turn)
@@ -335,7 +338,8 @@ class Told:
     sayings: Sequence[Saying] = ()
 
 
-def look(row: Row, ledger: Ledger, news: Brought, turn: Turn) -> Look:
+def look(row: Row, ledger: Ledger, news: Brought, turn: Turn, *, has_spoken: bool) -> Look:
+    """`has_spoken`: something was said of an episode of this patient before."""
     standing = flag.stand(ledger, turn.policy, turn.now)
     watched = row.ever or standing.state is not State.BELOW
     if not watched:
@@ -346,13 +350,14 @@ def look(row: Row, ledger: Ledger, news: Brought, turn: Turn) -> Look:
         news = replace(news, touch=Touch.POLICY)
     elif news.touch is Touch.TIME and row.restated:
         news = replace(news, touch=Touch.RESTATED)
+    speaks = has_spoken or presence.may_speak(ledger.facts, news.encounters, turn.policy, turn.now)
     return Look(
         row=row,
         brought=news,
         standing=standing,
         reasons=reasons,
         face=flag.face(standing, reasons, turn.policy),
-        cares=episodes.care(groups, turn.policy),
+        cares=episodes.care(groups, turn.policy) if speaks else (),
     )
 
 

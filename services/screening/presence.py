@@ -154,6 +154,29 @@ def _end(care: Care) -> datetime:
     return max(member.end.latest for group in care.groups for member in group.members)
 
 
+def may_speak(
+    facts: Collection[Fact], touched: Collection[UUID], policy: Policy, now: datetime
+) -> bool:
+    """Whether an episode of which nothing was said yet can be news, or one be going on: a cheap
+    look, which errs towards yes. A life of which all is long over has nothing to say.
+    """
+    recent = now - policy.alert_max_age
+    return any(
+        fact.end is None
+        or max(fact.end.latest, _latest(fact)) >= recent
+        or (not fact.backfill and fact.encounter in touched)
+        for fact in facts
+    )
+
+
+def _latest(fact: Fact) -> datetime:
+    """Nothing that a fact tells of is later, its end aside."""
+    starts = [since for _, since in fact.classes]
+    if fact.start is not None:
+        starts.append(fact.start.latest)
+    return max(fact.event_time, *starts)
+
+
 def sayings(
     before: Mapping[UUID, Said],
     after: Collection[Presence],

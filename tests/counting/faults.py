@@ -499,8 +499,8 @@ FAULTS: Final = (
         "the clauses in the newest window only",
         "CT-31",
         "flag",
-        "policy.flag.holds(counts[2 + ago : first_of_watch : windows]) for ago in range(windows)",
-        "policy.flag.holds(counts[2 + ago : first_of_watch : windows]) for ago in range(1)",
+        "all(condition.holds(counts[ago::windows]) for ago in range(windows))",
+        "all(condition.holds(counts[ago::windows]) for ago in range(1))",
     ),
     # states
     Fault(
@@ -542,8 +542,8 @@ FAULTS: Final = (
         "who cannot be flagged is watched",
         "CT-40",
         "flag",
-        "        near = able and all(\n",
-        "        near = all(\n",
+        "near = able and _holds(",
+        "near = _holds(",
     ),
     Fault(
         "the next change is one of state",
