@@ -20,6 +20,7 @@ def measured() -> Sequence[Mapping[str, float]]:
     return [measure(region(seed)) for seed in SEEDS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=[check.id for check in CHECKS])
 def test_the_mean_is_inside_its_tolerance(
     measured: Sequence[Mapping[str, float]], check: Check
@@ -27,6 +28,7 @@ def test_the_mean_is_inside_its_tolerance(
     assert check.low <= fmean(one[check.id] for one in measured) <= check.high
 
 
+@pytest.mark.slow
 def test_the_document_shows_what_is_measured(measured: Sequence[Mapping[str, float]]) -> None:
     """`make calibrate` prints it; it is the same everywhere, as the region is."""
     assert "\n".join(table(measured)) in DOCUMENT.read_text()
