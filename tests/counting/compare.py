@@ -32,6 +32,7 @@ from tests.oracle import retracts as takes_back
 
 CHUNK: Final = 250
 """Histories that a process compares before it reports."""
+PROGRESS: Final = 10_000
 
 
 @cache
@@ -309,8 +310,10 @@ def compared(
     """
     begun, done, wrong = time.perf_counter(), 0, []
     for count, differ in spread(jobs, work, parts):
-        done += count
+        done, told = done + count, done
         wrong += differ
+        if done // PROGRESS > told // PROGRESS:
+            print(f"  {done:,} {what}", file=sys.stderr, flush=True)
         if wrong:
             break
     if wrong:
