@@ -1,5 +1,6 @@
 """Views of people who do not exist, to look at pages with. One builder per noun."""
 
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
@@ -202,9 +203,16 @@ def why() -> Why:
 
 
 def card_page(shown: Card | None = None, explained: Why | None = None) -> CardPage:
+    told = explained or why()
+    newest = replace(
+        told.items[0],
+        causes=["J44.1 (CIM-10-CA)", "I50.0 (CIM-10-CA)"],
+        ended=["home"],
+        summaries=[key(77)],
+    )
     return CardPage(
-        card=shown or card(level=2),
-        why=explained or why(),
+        card=shown or card(level=3),
+        why=replace(told, items=[newest, *told.items[1:]]),
         history=[
             Step(NOW - timedelta(hours=4), Progress.NEW),
             Step(NOW - timedelta(hours=3), Progress.SEEN, "Camille Essai, inf."),
