@@ -13,7 +13,7 @@ import orjson
 
 from services.simulator import cast, fhir, papers, profiles
 from services.simulator.feed import Message, Mishap, said, visits
-from services.simulator.life import FREQUENT, Happening, enrolments, life
+from services.simulator.life import FREQUENT, Happening, changed, enrolments, life
 from services.simulator.profiles import Profile, SimulateError
 from services.simulator.region import (
     Membership,
@@ -130,13 +130,9 @@ def _scripted(profile: Profile) -> Iterator[_One]:
 def _drawn(profile: Profile, first: int) -> Iterator[_One]:
     for number in range(first, min(first + PART, profile.people + 1)):
         who = person(profile, number)
-        yield _One(
-            who,
-            life(profile, who, profile.days),
-            memberships(profile, number),
-            wishes(profile, number),
-            None,
-        )
+        had = life(profile, who, profile.days)
+        wished = changed(profile, wishes(profile, number), had)
+        yield _One(who, had, memberships(profile, number), wished, None)
 
 
 def _written(profile: Profile, people: Iterable[_One]) -> dict[str, _Written]:

@@ -7,7 +7,7 @@ is assumed.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
 from functools import cache
@@ -23,6 +23,7 @@ from services.simulator.region import (
     Person,
     Restriction,
     Tag,
+    Wish,
     calm_rate,
     crisis_hazard,
     crisis_share,
@@ -50,6 +51,7 @@ FREQUENT = 4
 """ED visits in 365 days from which somebody is told of as a frequent user."""
 ENROLLED_AFTER = timedelta(days=14)
 """From the visit that makes a frequent user to consent and a first plan (assumed)."""
+HESITATION = timedelta(minutes=1)
 PROGRAMME = timedelta(days=183)
 """How long a person is enrolled."""
 _WINDOW = timedelta(days=365)
@@ -263,6 +265,21 @@ def enrolments(
         if each.care is Care.ED and each.person == person.number:
             programme.saw(each.start)
     return programme.times
+
+
+def changed(profile: Profile, said: Iterable[Wish], had: Sequence[Happening]) -> tuple[Wish, ...]:
+    """`said`, in which a change of mind waits for the next ED arrival, if there is one.
+
+    It comes a minute later: between the event and what is told of it (simulator.md section 3).
+    """
+    begun = instant(profile, 0, 0)
+    arrived = sorted(each.start for each in had if each.care is Care.ED)
+    found = []
+    for wish in said:
+        later = (at for at in arrived if at > wish.said)
+        event = next(later, None) if wish.said >= begun else None
+        found.append(wish if event is None else wish._replace(said=event + HESITATION))
+    return tuple(found)
 
 
 class _Life:

@@ -10,6 +10,7 @@ from services.simulator import fhir
 from services.simulator.cast import cast
 from services.simulator.draws import Draws, code
 from services.simulator.fhir import Json
+from services.simulator.life import changed, life
 from services.simulator.profiles import Profile
 from services.simulator.region import (
     HEALTH_CARD,
@@ -83,6 +84,7 @@ def consents(profile: Profile) -> Iterator[tuple[datetime, Json]]:
     ]
     for person in people(profile):
         if said := wishes(profile, person.number):
+            said = changed(profile, said, life(profile, person, profile.days))
             found += restrictions(profile, person, said, memberships(profile, person.number))
     yield from sorted(found, key=lambda each: (each[0], each[1]["id"]))
 
