@@ -25,6 +25,7 @@ from services.screening import backtesting, registry, store
 from services.screening.api import House
 from services.screening.backtest import Period
 from services.screening.backtesting import Asked
+from services.screening.policy import load
 from services.screening.store import Trial
 from services.screening.whatif import add_backtests
 from tests.histories import P, Q, at, ed_visit, key, qc_default
@@ -185,6 +186,21 @@ async def test_it_sees_one_snapshot_and_holds_up_no_live_recount(door: Door) -> 
     async with screening.db.snapshot() as tx:
         later = await backtesting.counted(tx, asked)
     assert later.listings[0].flagged == [0] + [2] * 18
+
+
+async def test_merged_keys_are_one_person(door: Door) -> None:
+    """CT-01: their visits add up, in whatever batch the keys come, and nobody counts twice."""
+    await visits(door.screening, P, "2026-09-01")
+    await visits(door.screening, Q, "2026-09-20")
+    rule = load(TWO_VISITS)
+    asked = Asked([rule], Period(date(2026, 9, 19), date(2026, 9, 21), rule.zone))
+    async with door.screening.db.snapshot() as tx:
+        apart = await backtesting.counted(tx, asked, batch=1)
+    await door.screening.merge(Q, P, "2026-11-21 12:00-05")
+    async with door.screening.db.snapshot() as tx:
+        one = await backtesting.counted(tx, asked, batch=1)
+    assert (apart.listings[0].flagged, apart.listings[0].visits) == ([0, 0, 0], {1: 2})
+    assert (one.listings[0].flagged, one.listings[0].visits) == ([0, 1, 1], {2: 1})
 
 
 async def test_a_snapshot_cannot_write(door: Door) -> None:
