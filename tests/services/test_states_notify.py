@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from services.notify import holding, override, resolving
 from services.notify.card import (
     CLINIC_MAY,
     WE_MAY,
@@ -63,6 +64,12 @@ async def test_the_other_words_of_the_tables_are_those_of_the_rules(
     assert checks["panel_confirmed_by"] == set(Confirmation)
     assert checks["panel_report_mode"] == set(Mode)
     assert checks["standing_state"] == checks["flag_state"] == set(State)
+    assert checks["work_item_reason"] == set(holding.Why)
+    assert checks["refused_consent_resolution"] == {resolving.REPLACED, resolving.DISMISSED}
+    assert checks["override_ground"] == set(override.Ground)
+    assert checks["override_opened_by"] == set(override.By)
+    assert checks["override_notice"] == set(override.Notice)
+    assert checks["override_verdict"] == set(override.Verdict)
     assert states("A notification") == checks["notification_state"]
     assert states("A subscription") == checks["subscription_status"]
 
