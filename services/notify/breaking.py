@@ -131,6 +131,7 @@ def _judge(attempt: Attempt, facts: Facts, turn: Turn) -> tuple[Judged | None, T
     standing = telling.standing_of(facts)
     if standing is None:
         return None, None
+    standing = recount.assessed(standing, facts.assessed)
     policy = telling.policy_of(region)
     asked = telling.question(
         house,
