@@ -155,6 +155,8 @@ class _Door:
             raise Rejection("not-supported", "A Patient is not deleted.", status=405)
         demand(who, kind, "d")
         check_accept(request)
+        if not _ID.fullmatch(id_):
+            raise Rejection("not-found", "There is no such resource.", kind, status=404)
         entry = Entry(-1, "DELETE", kind, id_, if_match=request.headers.get("if-match"))
         return await self._write(request, who, entry)
 
@@ -249,7 +251,7 @@ class _Door:
         _known(kind)
         demand(who, kind, "r")
         check_accept(request)
-        for site in sorted(who.sites):
+        for site in sorted(who.sites) if _ID.fullmatch(id_) else ():
             door = self._door_of(request, who, site)
             number = None if version is None else _number(version)
 
@@ -775,7 +777,7 @@ class _Search:
                     raise rejection([found])
                 identifiers.append(found.identifier)
             elif name == "_id":
-                ids.append(value.split(","))
+                ids.append([one for one in value.split(",") if _ID.fullmatch(one)])
             elif name == "_lastUpdated":
                 first, last = _updated(value, door)
                 since, to = max(since, first), min(to, last)

@@ -105,10 +105,20 @@ def traceparent() -> str | None:
 
 @contextlib.contextmanager
 def following(parent: str | None, name: str) -> Iterator[None]:
-    """A span called `name` that follows `parent`, a W3C traceparent of another process."""
+    """A span called `name` that follows `parent`, a W3C traceparent of another process.
+
+    Of an error it says that there was one: its text, which the library would make the span's
+    status, may quote a value.
+    """
     context = _propagator.extract({"traceparent": parent}) if parent else None
-    with _tracer.start_as_current_span(name, context=context, record_exception=False):
-        yield
+    with _tracer.start_as_current_span(
+        name, context=context, record_exception=False, set_status_on_exception=False
+    ) as span:
+        try:
+            yield
+        except Exception:
+            span.set_status(trace.StatusCode.ERROR)
+            raise
 
 
 def set_up(service: str, level: str, otlp_endpoint: str | None) -> None:

@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,6 +30,8 @@ log = structlog.get_logger()
 
 FHIR_JSON = "application/fhir+json; charset=utf-8"
 RETRY_AFTER = "5"
+NOT_TEXT = ("22021", "22P05")
+"""SQLSTATE: a null character, or half of one, in what was sent: no error of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,14 @@ def make_app(
         openapi_url=None,
         lifespan=living,
         redirect_slashes=False,
+        # The framework's own spans and logs hold query strings, exception texts and bodies.
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
     )
 
     async def refuse(request: Request, rejection: Rejection) -> Response:
@@ -244,8 +254,11 @@ class _Answer:
                 headers.setdefault("Referrer-Policy", "no-referrer")
             await send(message)
 
+        parent = Headers(scope=scope).get("traceparent")
         try:
-            await self._app(scope, receive, send_on)
+            # Named by service and method alone: a path may hold what its sender put into it.
+            with telemetry.following(parent, f"{self._service} {scope['method'][:10]}"):
+                await self._app(scope, receive, send_on)
         except Exception as error:  # noqa: BLE001 - nothing of it may reach the client or the log
             response = await self._on_error(Request(scope), error)
             if not started:
@@ -262,6 +275,8 @@ def keys_missing(service: str, error: UnknownKeyError) -> None:
 def unexpected(error: Exception) -> Rejection:
     """An error nobody foresaw, or a database that is away: logged by kind, told by number."""
     number = str(telemetry.new_id())
+    if sqlstate(error) in NOT_TEXT:
+        return Rejection("value", "Something sent holds a character that is none of a text.")
     if is_passing(error):
         log.warning("unavailable", number=number, error=type(error).__name__)
         return Rejection(

@@ -8,15 +8,24 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "security.md"
+ASVS = ROOT / "docs" / "asvs.md"
 TESTS = ROOT / "tests"
 
 SMART = {f"SM-{n:02}" for n in (*range(1, 11), *range(20, 33))}
 """Every check of clinic-api.md, section 9."""
 
 
-def rows(pattern: str) -> Iterator[list[str]]:
+SECTIONS = {
+    f"{chapter}.{section}"
+    for chapter, sections in enumerate((5, 4, 7, 4, 4, 8, 6, 4, 2, 7, 7, 3, 4, 3, 4, 5, 1), start=1)
+    for section in range(1, sections + 1)
+}
+"""Of ASVS 5.0; the last chapter (WebRTC) stands in one row."""
+
+
+def rows(pattern: str, file: Path = DOCS) -> Iterator[list[str]]:
     """Cells of the table rows that begin with an id like `pattern`."""
-    for line in DOCS.read_text().splitlines():
+    for line in file.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("|") and re.fullmatch(pattern, cells[0]):
             yield cells
@@ -41,9 +50,17 @@ def test_every_smart_check_has_a_row_and_each_row_a_test() -> None:
     assert [id_ for id_, cells in named.items() if not cited(cells[2])] == []
 
 
-def test_every_test_that_is_cited_is_there() -> None:
+def test_every_section_of_asvs_has_a_test_or_a_reason() -> None:
+    named = {cells[0]: cells[2] for cells in rows(r"\d+\.\d+", ASVS)}
+    assert set(named) == SECTIONS
+    words = re.compile(r"\btest_|\*reason\*|\*operator\*|docs/|`make |specification|this page")
+    assert [section for section, why in named.items() if not words.search(why)] == []
+
+
+@pytest.mark.parametrize("file", [DOCS, ASVS], ids=lambda file: file.stem)
+def test_every_test_that_is_cited_is_there(file: Path) -> None:
     known = there_are()
-    text = DOCS.read_text()
+    text = file.read_text()
     missing = {
         name
         for name in cited(text)
