@@ -10,9 +10,9 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from services.screening.episodes import Care, Kind, Segment
+from services.screening.episodes import Care, Group, Kind, Segment
 from services.screening.ledger import Coding, Disposition, Fact
-from services.screening.policy import Policy
+from services.screening.policy import Measure, Policy
 
 
 class Moment(StrEnum):
@@ -142,12 +142,28 @@ def crossing(
 
     That is while it is open, and after that for as long as its moments are told (CT-27): a
     hospital may send a visit only when it has ended, and flag and departure are one card (NW-10).
+    Where days in hospital count, a midnight of a stay is its event as much as its admission.
     """
-    for care in cares:
-        is_news = is_open(care, now) or _end(care) > now - policy.alert_max_age
-        if is_news and any(group.anchor == since for group in care.groups):
+    if since is None:
+        return None
+    news = [c for c in cares if is_open(c, now) or _end(c) > now - policy.alert_max_age]
+    for care in news:
+        if any(group.anchor == since for group in care.groups):
             return care.key
+    if any(clause.measure is Measure.HOSPITAL_DAYS for clause in policy.flag.clauses):
+        for care in news:
+            if any(_lasts(group, since) for group in care.groups):
+                return care.key
     return None
+
+
+def _lasts(group: Group, instant: datetime) -> bool:
+    """Whether a stay had begun, and goes on."""
+    return (
+        group.kind is Kind.HOSPITAL
+        and group.anchor < instant
+        and (group.is_open or instant <= group.end.latest)
+    )
 
 
 def _end(care: Care) -> datetime:

@@ -200,6 +200,17 @@ def test_ct_31_another_clause_may_be_the_one_in_another_year() -> None:
         assert stand(ledger(*facts), each, at("2025-12-10 10:00-05")).state is state
 
 
+def test_ct_31_the_windows_of_a_clause_adjoin_each_other_whatever_the_policys_length() -> None:
+    """45 days before 45 days; not 45 of each 90."""
+    own = rule("ed_visits", 1, "window: {days: 90, consecutive: 2}", days=45)
+    recent, before, older = visits("2026-05-01", "2026-04-01", "2026-02-20")
+    now = at("2026-05-10 10:00-04")
+    standing = stand(ledger(recent, before), own, now)
+    assert (standing.counts, standing.earlier) == ((2,), ((0,),))
+    standing = stand(ledger(recent, older), own, now)
+    assert (standing.counts, standing.earlier, standing.state) == ((1,), ((1,),), State.FLAGGED)
+
+
 def test_consecutive_holds_for_watch_too() -> None:
     near = policy(
         "window: {days: 100, consecutive: 2}\nflag: null\n"

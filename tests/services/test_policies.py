@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime, timedelta
+from importlib import resources
 from uuid import UUID
 
 import pytest
@@ -312,6 +313,31 @@ async def test_the_database_has_one_live_policy_at_most(
             await turn.tx.execute(text("update policy set status = 'live'"))
 
 
+async def test_who_is_flagged_by_a_midnight_in_the_bed_is_flagged_in_that_episode(
+    door: Door,
+) -> None:
+    """CT-31, CT-43: an alert by time alone, with the stay as its episode: one card, not two."""
+    nights = policy("flag: {any: [{measure: hospital_days, at_least: 3}]}\nwatch: null")
+    await activated(door.screening, nights, Mode.LIVE, "2027-01-01 00:00-05")
+    await door.screening.meet(P)
+    admitted = stay("s", "2027-03-01 10:00-05", recorded="2027-03-01 10:05-05")
+    await door.screening.take(admitted, now="2027-03-01 10:05-05")
+    for now, swept in (("2027-03-03 23:59:59-05", 0), ("2027-03-04 00:00-05", 1)):
+        assert await door.screening.sweep(now) == swept
+    (flag,) = await door.screening.flags()
+    assert (flag.cause, flag.notice) == (Cause.DECAY, Notice.ALERT)
+    told = flag.explanation
+    assert (told.episode, told.timezone) == (key("s"), "America/Toronto")
+    assert [(c.measure, c.tally, c.count) for c in told.clauses] == [
+        ("hospital_episodes", "days", 3)
+    ]
+    answered = await door.flag(
+        as_of="2027-03-02T11:00:00-05:00", known_at="2027-03-02T11:00:00-05:00"
+    )
+    assert [(c["measure"], c["count"]) for c in answered["clauses"]] == [("hospital_days", 1)]
+    assert "tally" not in answered["clauses"][0]
+
+
 # Resuming
 
 
@@ -492,3 +518,40 @@ async def test_the_policy_of_the_settings_does_not_undo_what_operations_activate
             turn.tx, load("name: qc-default\nversion: 4\nhold_days: 91\n"), turn.now
         )
     assert (await stands(door.screening))["qc-default@4"] == "live"
+
+
+async def test_an_installation_with_policies_keeps_the_one_that_was_live(
+    database: FreshDatabase, db: Callable[[str], Database]
+) -> None:
+    """Migration 0002 on tables of 0001, of which the owner is bound by row security."""
+    owner = await database.owner()
+    await owner.execute(
+        """
+        set search_path = screening;
+        drop table activation;
+        drop table shadow;
+        drop policy stating on policy;
+        drop policy changing on policy;
+        alter table policy drop column status, drop column run, drop column stored,
+          add column activated timestamptz not null;
+        alter table policy no force row level security;
+        """
+    )
+    older, newer = policy(), qc_default()
+    for rule, when in ((newer, NOW), (older, NOW - DAY)):
+        await owner.execute(
+            "insert into policy values ($1, $2, $3, $4, $5)",
+            *(rule.name, rule.version, rule.sha256, rule.canonical, when),
+        )
+    await owner.execute("alter table policy force row level security")
+    file = resources.files("services.screening") / "migrations" / "0002_policies.sql"
+    await owner.execute(file.read_text())
+    await owner.close()
+    screening = Screening(db("screening"))
+    assert await stands(screening) == {"TEST-policy@1": "stored", "qc-default@3": "live"}
+    async with screening.at(NOW) as turn:
+        live = (await registry.in_force(turn.tx)).live
+        assert live
+        assert live.sha256 == newer.sha256
+        assert await registry.live_at(turn.tx, NOW - timedelta(seconds=1)) == older
+        assert await registry.unfinished(turn.tx, NOW) is None

@@ -18,9 +18,11 @@ from services.plumbing.db import Database
 from services.plumbing.eventlog import append
 from services.plumbing.region import RegionError
 from services.plumbing.settings import ScreeningSettings
+from services.screening import policy as policies
 from services.screening import registry
 from services.screening.__main__ import PolicyTakenError, build, main, run
 from services.screening.policy import PolicyRefused
+from services.screening.registry import Asked, Mode
 from tests.conftest import FreshDatabase, keyring
 from tests.histories import P, at, ed_visit
 from tests.services.screening import Screening, identified, recorded
@@ -107,6 +109,38 @@ async def test_events_of_ingest_become_flags_and_time_alone_changes_them(
 
     await until(held, "decay by the sweep")
     assert (await running.flags())[1].cause is Cause.DECAY
+
+
+async def test_ct_51_the_service_begins_an_activation_at_its_instant_and_sees_it_through(
+    running: Screening, said: ScreeningSettings
+) -> None:
+    eager = policies.load(
+        "name: TEST-eager\nversion: 1\nflag: {any: [{measure: ed_visits, at_least: 1}]}"
+    )
+    now, then = at("2026-08-08 13:00-04"), at("2026-09-01 00:00-04")
+    await running.meet(P)
+    await running.take(ed_visit("e-1", "2026-08-08 09:00-04"), now=now)
+    async with running.at(now) as turn:
+        assert await registry.adopt(turn.tx, running.policy, now)
+        await registry.keep(turn.tx, eager, now)
+        asked = Asked(eager.name, eager.version, Mode.LIVE, then, now, "ops-client")
+        await registry.activate(turn.tx, asked)
+    clock_shows(said, then)
+
+    async def done() -> bool:
+        async with running.db.work() as tx:
+            activations = await registry.activations(tx, eager.name, eager.version)
+            return all(one.evaluated for one in activations)
+
+    await until(done, "everybody looked at again")
+    assert [event.cause for event in await running.flags()] == [Cause.POLICY]
+
+
+async def test_a_region_may_name_a_preset(said: ScreeningSettings, tmp_path: Path) -> None:
+    (tmp_path / "region.yaml").write_text(yaml.safe_dump(REGION | {"policy": "qc-cohort"}))
+    built = build(said)
+    assert built.policy.label == "qc-cohort@1"
+    await built.db.close()
 
 
 async def test_the_service_says_that_it_lives_and_is_ready(said: ScreeningSettings) -> None:

@@ -202,6 +202,19 @@ def why() -> Why:
     )
 
 
+def why_otherwise() -> Why:
+    """Under a policy that counts sites, days in hospital, and each of three years (CT-31)."""
+    return replace(
+        why(),
+        clauses=[
+            Clause(Measure.ED_SITES, 3, 3, met=True, days=90, will_be=2),
+            Clause(Measure.HOSPITAL_DAYS, 34, 31, met=True, days=365, earlier=[41, 33]),
+        ],
+        policy="sites-and-nights",
+        crossing=Crossing(Measure.ED_SITES, 3, 3, 90),
+    )
+
+
 def card_page(shown: Card | None = None, explained: Why | None = None) -> CardPage:
     told = explained or why()
     newest = replace(

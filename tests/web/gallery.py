@@ -7,7 +7,7 @@ from fastapi import FastAPI, HTTPException, Response
 
 from services.notify.correction import Reason
 from services.notify.web.rendering import Link, Page, Reader, assets, new_nonce, render
-from services.notify.web.views import Entered, Role
+from services.notify.web.views import Entered, Role, Why
 from services.notify.web.words import Language, Words
 from tests.web import builders
 
@@ -52,18 +52,21 @@ def _list(name: str) -> Picture:
     return picture
 
 
-def _card(language: Language) -> Response:
-    return render(
-        "card.html",
-        page(language, f"/cards/{builders.key(1)}", NURSE, LIST),
-        {
-            "shown": builders.card_page(),
-            "coverage": builders.coverage(),
-            "as_of": builders.NOW,
-            "digest": "0",
-            "taken": True,
-        },
-    )
+def _card(why: Why) -> Picture:
+    def picture(language: Language) -> Response:
+        return render(
+            "card.html",
+            page(language, f"/cards/{builders.key(1)}", NURSE, LIST),
+            {
+                "shown": builders.card_page(explained=why),
+                "coverage": builders.coverage(),
+                "as_of": builders.NOW,
+                "digest": "0",
+                "taken": True,
+            },
+        )
+
+    return picture
 
 
 def _conflict(language: Language) -> Response:
@@ -140,7 +143,8 @@ def _error(status: int, title: str, text: str, *, both: bool = False) -> Picture
 PICTURES: Mapping[str, Picture] = {
     "list": _list("busy"),
     "list-empty": _list("empty"),
-    "card": _card,
+    "card": _card(builders.why()),
+    "card-otherwise": _card(builders.why_otherwise()),
     "conflict-409": _conflict,
     "register": _register(wrong=False),
     "register-empty": _register(wrong=False, empty=True),
