@@ -1,7 +1,10 @@
 """Who may break the glass, with what, and what opens it (CS-55)."""
 
+import ast
 from dataclasses import replace
 from datetime import timedelta
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -162,3 +165,31 @@ def test_it_is_open_until_its_time_is_over_or_it_was_found_not_justified() -> No
     assert not override.is_open(None, None, NOW)
     assert not override.is_open(ends, Verdict.NOT_JUSTIFIED, NOW)
     assert not override.is_open(ends, Verdict.INCIDENT, NOW)
+
+
+def importers(module: str) -> set[str]:
+    """Modules of notify that import `module`, a module beside them."""
+    folder = Path(str(files("services.notify")))
+    found = set()
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (
+                (node.module == "services.notify" and module in {a.name for a in node.names})
+                or node.module == f"services.notify.{module}"
+            ):
+                found.add(file.relative_to(folder).as_posix())
+    return found
+
+
+def test_no_delivery_no_retry_no_search_and_no_machine_comes_near_the_glass() -> None:
+    """Its story is told to the desk of the pages alone; `__main__` only has drafts forgotten."""
+    assert importers("breaking") == {"web/office.py", "__main__.py"}
+    assert importers("override") == {"breaking.py", "web/office.py", "web/consenting.py",
+                                     "web/consent_views.py"}  # fmt: skip
+
+
+def test_a_request_is_about_coordination_of_care_unless_the_glass_is_broken() -> None:
+    assert asked().purpose == "COC"
+    folder = Path(str(files("services.notify")))
+    named = {f.name for f in folder.glob("*.py") if '"BTG"' in f.read_text()}
+    assert named == {"consent.py", "override.py"}  # the code table, and the rule
