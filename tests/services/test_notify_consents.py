@@ -324,6 +324,16 @@ async def test_an_invalid_consent_is_refused_kept_sealed_and_holds_until_it_is_r
     assert [t for t in await tasks(emr) if "for" in t] != []
 
 
+async def test_what_is_refused_grants_nothing_though_a_rule_could_be_read_in_it(
+    door: Doorway,
+) -> None:
+    p = await flagged(door)
+    said = consent(p, PERMIT_A, verification=[{"verified": "SECRET"}])
+    assert (await post(door.client("hospital-a"), said)).status_code == 422
+    assert await tasks(door.client("clinic-a-emr")) == []
+    assert await reasons(door) == ["refused"]
+
+
 async def test_a_site_that_rejects_keeps_the_refused_consent_and_holds_nothing(
     db: Callable[[str], Database],
 ) -> None:
