@@ -224,7 +224,7 @@ def card_page(shown: Card | None = None, explained: Why | None = None) -> CardPa
         summaries=[key(77)],
     )
     return CardPage(
-        card=shown or card(level=3),
+        card=shown or replace(card(level=3), ground=Ground.GIVEN),
         why=replace(told, items=[newest, *told.items[1:]]),
         history=[
             Step(NOW - timedelta(hours=4), Progress.NEW),
