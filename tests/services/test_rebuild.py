@@ -21,6 +21,7 @@ from sqlalchemy import text
 
 from schemas.count_correction_v1 import CountCorrection, Reason
 from schemas.flag_changed_v1 import Notice
+from schemas.restatement_ended_v1 import RestatementEnded
 from services.ingest import restating
 from services.ingest.tables import Restatement
 from services.plumbing.clock import Clock
@@ -329,6 +330,35 @@ async def test_a_batch_with_news_and_the_same_stated_again_is_news(
         await flow.on_encounters_recorded([*again, *live], turn)
     (flag,) = await screening.flags()
     assert flag.notice is Notice.ALERT
+
+
+async def test_who_is_found_to_be_flagged_by_a_rebuild_is_listed_and_nobody_alerted(
+    db: Callable[[str], Database],
+) -> None:
+    """The visit was lost; on time it would have alerted. Counted once all has come, no sooner."""
+    screening = Screening(db("screening"))
+    await screening.meet(P)
+    days = ("2026-04-01", "2026-05-01", "2026-06-01", "2026-11-24")
+    live = [
+        recorded(visited(f"e-{day}", f"{day} 09:00-04", recorded=f"{day} 09:30-04")) for day in days
+    ]
+    again = [event.model_copy(update={"restated": key("TEST-rebuild")}) for event in live]
+    ended = RestatementEnded(
+        restatement=key("TEST-rebuild"), begun=NOW, persons=0, links=0, encounters=4, recorded=NOW
+    )
+    async with screening.at(NOW) as turn:
+        await flow.on_encounters_recorded(live[:3], turn)
+        await flow.on_encounters_recorded(again[1:], turn)
+        await flow.on_restatement_ended([ended], turn)
+    await screening.sweep(NOW)
+    (watch,) = await screening.flags()
+    async with screening.at(NOW) as turn:
+        await flow.on_encounters_recorded([again[0], again[0]], turn)
+    await screening.sweep(NOW)
+    flag = (await screening.flags())[-1]
+    assert (watch.sequence, watch.explanation.state) == (1, "watch")
+    assert (flag.sequence, flag.explanation.state) == (2, "flagged")
+    assert (flag.explanation.notice, flag.notice) == (Notice.ALERT, Notice.QUIET)
 
 
 async def test_ct_17_what_a_person_excluded_stays_so(db: Callable[[str], Database]) -> None:
