@@ -663,6 +663,21 @@ async def test_what_opened_it_is_asked_again_at_each_view(world: World) -> None:
         assert (await browser.get(at)).status_code == 404
 
 
+async def test_an_opening_is_its_persons_alone_though_another_may_open_one_too(
+    world: World,
+) -> None:
+    patient = await world.flagged()
+    await world.notify.consent(patient, {"type": "permit", "purpose": [BTG]})
+    async with (
+        world.home.signed_in("physician") as doctor,
+        world.home.signed_in("hospital-cm") as manager,
+    ):
+        at = (await break_glass(doctor, patient)).headers["location"]
+        assert (await manager.get(at)).status_code == 404
+        own = await break_glass(manager, patient)
+        assert (await manager.get(own.headers["location"])).status_code == 200
+
+
 async def test_silence_opens_nothing_and_an_unknown_number_looks_the_same(
     world: World, owner: asyncpg.Connection
 ) -> None:
