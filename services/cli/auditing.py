@@ -15,9 +15,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from services.cli import account, house, postgres
-from services.cli.account import Language
-from services.plumbing import audit, chain, region, settings
+from services.cli import house, postgres
+from services.plumbing import account, audit, chain, region, settings
+from services.plumbing.account import Language
 from services.plumbing.audit import AuditRecord, Trail
 from services.plumbing.chain import Verdict
 from services.plumbing.clock import Clock

@@ -14,7 +14,6 @@ import typer
 from rich.console import Console
 
 from services.cli import (
-    account,
     auditing,
     authority,
     demo,
@@ -30,6 +29,7 @@ from services.cli import (
     tokens,
     whatif,
 )
+from services.plumbing import account
 from services.plumbing.migrate import MigrationError
 from services.plumbing.region import RegionError
 from services.plumbing.settings import SettingsError

@@ -151,6 +151,14 @@ DECISIONS = Kind(
     " where at <= :before and not (patient = any (:held))",
     ("delete from notify.decision where id in (select id from gone)",),
 )
+INCIDENTS = Kind(
+    "incidents",
+    ("notify",),
+    "select n.id, n.recorded as aged from notify.incident n"
+    " where n.recorded <= :before and n.closed and not exists"
+    "  (select from notify.incident m where m.id = n.id and m.version > n.version)",
+    ("delete from notify.incident where id in (select id from gone)",),
+)
 # Of whoever is below, together with all their keys: nothing older than the reach of every policy
 # can then change what is or will be said of them.
 _QUIET = (
@@ -347,6 +355,7 @@ class Purge:
             (WORK_ITEMS, kept.consents),
             (OVERRIDES, kept.audit),
             (DECISIONS, kept.audit),
+            (INCIDENTS, kept.audit),
         ]
         if kept.facts is not None:
             terms += [(FACTS, kept.facts), (CHANGES, kept.facts), (PEOPLE, kept.facts)]

@@ -17,9 +17,9 @@ import typer
 from sqlalchemy import text
 
 from services.cli import auditing
-from services.cli.account import Language
 from services.cli.auditing import DataDir
 from services.plumbing import audit, region, settings
+from services.plumbing.account import Language
 from services.plumbing.audit import Trail
 from services.plumbing.clock import Clock
 from services.plumbing.db import Tx

@@ -16,7 +16,7 @@ import httpx
 from babel.dates import format_date
 from babel.numbers import format_decimal
 
-from services.cli.account import Language
+from services.plumbing.account import Language
 
 EVERY = 0.5
 """Real seconds between two questions whether it is done."""

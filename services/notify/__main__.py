@@ -23,6 +23,7 @@ from services.notify.flow import Turn
 from services.notify.telling import House
 from services.notify.web.consenting import ConsentPages
 from services.notify.web.desk import NotifyDesk
+from services.notify.web.incidents import IncidentPages, Registrar
 from services.notify.web.office import ConsentOffice
 from services.notify.web.pages import Pages
 from services.plumbing import audit, carriers, chain, egress, process, settings, signin, telemetry
@@ -124,6 +125,7 @@ def build(said: NotifySettings) -> Built:
         hold_alarm=timedelta(hours=said.hold_alarm_hours),
     )
     ConsentPages(pages, office).install(app)
+    IncidentPages(pages, Registrar(db=db, house=house, now=clock.now)).install(app)
 
     def turn(tx: Tx, now: datetime) -> Turn:
         return Turn(tx=tx, now=now, house=house)

@@ -889,13 +889,20 @@ _REFUSALS = text(
     "select id, at, clinic, patient, card, attempt, outcome, reasons, basis, signs, readers, policy"
     " from decision where outcome <> 'permit'"
     "  and (cast(:patient as uuid) is null or patient = :patient)"
+    "  and (cast(:person as text) is null or :person = any(readers))"
     " order by at desc, id limit :most"
 )
 
 
-async def refusals(tx: Tx, patient: UUID | None, most: int = 100) -> Sequence[Row[Any]]:
-    """Newest first. Rows come only in a transaction of role `privacy`, or of the worker."""
-    return (await tx.execute(_REFUSALS, {"patient": patient, "most": most})).all()
+async def refusals(
+    tx: Tx, patient: UUID | None, person: str | None = None, most: int = 100
+) -> Sequence[Row[Any]]:
+    """Newest first. Rows come only in a transaction of role `privacy`, or of the worker.
+
+    `patient`, `person`: only of whom, only to whom.
+    """
+    asked = {"patient": patient, "person": person, "most": most}
+    return (await tx.execute(_REFUSALS, asked)).all()
 
 
 # Newest first by audit_pkey; of one patient by audit_patient. What the officer reads is not told.
@@ -904,13 +911,28 @@ _DISCLOSURES = text(
     " from audit where shape in ('PatientRead', 'PatientQuery', 'PrivacyDisclosure.Source')"
     "  and outcome = 0 and tenant is not null and not 'privacy' = any(roles)"
     "  and (cast(:patient as uuid) is null or patient = :patient)"
+    "  and (cast(:person as text) is null or agent = :person or reader = :person)"
     " order by position desc limit :most"
+)
+_AUDITED = text("select * from audit where patient = any(:patients)").bindparams(
+    bindparam("patients", type_=_uuids)
 )
 
 
-async def disclosures(tx: Tx, patient: UUID | None, most: int = 100) -> Sequence[Row[Any]]:
-    """Who was told of whom, newest first; in a transaction of role `privacy`, or of the worker."""
-    return (await tx.execute(_DISCLOSURES, {"patient": patient, "most": most})).all()
+async def disclosures(
+    tx: Tx, patient: UUID | None, person: str | None = None, most: int = 100
+) -> Sequence[Row[Any]]:
+    """Who was told of whom, newest first; in a transaction of role `privacy`, or of the worker.
+
+    `patient`, `person`: only of whom, only to whom; a person reads a page, or has an inbox.
+    """
+    asked = {"patient": patient, "person": person, "most": most}
+    return (await tx.execute(_DISCLOSURES, asked)).all()
+
+
+async def audited(tx: Tx, patients: Iterable[UUID]) -> Sequence[Row[Any]]:
+    """Every audit record of this service about these keys; role `privacy`, or the worker."""
+    return (await tx.execute(_AUDITED, {"patients": sorted(patients)})).all()
 
 
 # --- corrections of counts (CT-17) --------------------------------------------------------------
@@ -1655,3 +1677,39 @@ async def notification(tx: Tx, clinic: str, id_: UUID) -> Row[Any] | None:
 async def next_due(tx: Tx) -> datetime | None:
     """When a notification is due next (real time)."""
     return (await tx.execute(_NEXT_DUE)).scalar_one_or_none()
+
+
+# The register of incidents (CS-122)
+
+_INCIDENTS = text(
+    "select distinct on (number) id, version, number, recorded, by, closed, key_id, box,"
+    " min(recorded) over (partition by id) as opened"
+    " from incident order by number desc, version desc"
+)
+_INCIDENT = text("select * from incident where id = :id order by version desc")
+# One at a time, so that numbers have no gaps and a version is written once.
+_ONE_REGISTRAR = text("select pg_advisory_xact_lock(hashtext('notify incident'))")
+_REGISTER = text(
+    "insert into incident (id, version, number, recorded, by, closed, key_id, box)"
+    " select :id, :version, coalesce("
+    "   (select number from incident where id = :id limit 1),"
+    "   (select max(number) + 1 from incident), 1), :at, :by, :closed, :key_id, :box"
+    " where (select coalesce(max(version), 0) + 1 from incident where id = :id) = :version"
+    " returning version"
+)
+
+
+async def incidents(tx: Tx) -> Sequence[Row[Any]]:
+    """The newest version of each, the last opened first."""
+    return (await tx.execute(_INCIDENTS)).all()
+
+
+async def incident(tx: Tx, id_: UUID) -> Sequence[Row[Any]]:
+    """Every version, the newest first; none: there is no such incident."""
+    return (await tx.execute(_INCIDENT, {"id": id_})).all()
+
+
+async def register_incident(tx: Tx, **row: Any) -> bool:
+    """Keep a version; False if it does not follow the newest one."""
+    await tx.execute(_ONE_REGISTRAR)
+    return (await tx.execute(_REGISTER, row)).scalar_one_or_none() is not None

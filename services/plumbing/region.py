@@ -196,7 +196,7 @@ class Retention(_Part):
     consents: int = Field(default=FIVE_YEARS, ge=1)
     """After a Consent's last effect: replaced, withdrawn, refused and settled."""
     audit: int = Field(default=FIVE_YEARS, ge=1)
-    """Of audit records and of decisions."""
+    """Of audit records and decisions, and of incidents after they were closed (CS-122)."""
 
 
 class Region(_Part):

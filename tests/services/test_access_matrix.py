@@ -396,6 +396,14 @@ NOTIFY = {
     ("GET", "/break-glass/{key}"): page(
         "/break-glass/{nothing}", *(f"{who}=404" for who in BREAKING)
     ),
+    ("POST", "/register/report"): page(
+        "/register/report", "privacy=404", body="patient={nothing}&in=fr"
+    ),
+    ("GET", "/incidents"): page("/incidents", "privacy"),
+    ("POST", "/incidents"): page("/incidents", "privacy", body="began=soon"),
+    ("GET", "/incidents/new"): page("/incidents/new", "privacy"),
+    ("GET", "/incidents/{key}"): page("/incidents/{nothing}", "privacy=404"),
+    ("POST", "/incidents/{key}"): page("/incidents/{nothing}", "privacy=404", body="version=1"),
     ("POST", "/language"): page("/language", *PEOPLE, strangers=IN),
     ("POST", "/session"): page("/session", *PEOPLE),
     ("GET", "/static/{name}"): to_all("/static/passerelle.css"),

@@ -15,9 +15,8 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
 
-from services.cli import account
-from services.cli.account import Deed, Language
-from services.plumbing import audit, chain, region
+from services.plumbing import account, audit, chain, region
+from services.plumbing.account import Deed, Language
 from services.plumbing.audit import AuditRecord, Content, Trail
 from services.plumbing.chain import Sealer
 from services.plumbing.db import Database

@@ -16,8 +16,8 @@ from fastapi import FastAPI
 from sqlalchemy import text
 
 from services.cli import whatif as words
-from services.cli.account import Language
 from services.plumbing import audit
+from services.plumbing.account import Language
 from services.plumbing.auth import Auth, guard
 from services.plumbing.db import Database
 from services.plumbing.web import make_app

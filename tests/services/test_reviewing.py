@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import text
 
 from services.cli import reviewing
-from services.cli.account import Language
 from services.cli.reviewing import Review, Volume, volumes
 from services.plumbing import audit, region
+from services.plumbing.account import Language
 from services.plumbing.audit import AuditRecord, Content, Trail
 from services.plumbing.db import Database
 from services.simulator.flow import REGION_FILE

@@ -49,7 +49,10 @@ BY_PATIENT = {
 }
 """Seen by the clinics that reach the patient; they have no column of a tenant."""
 
-BY_ROLE = {"notify.decision", "notify.work_item", "notify.override"}
+OF_NOBODY = {"notify.incident"}
+"""About no patient and no clinic: the privacy officer's alone (CS-122)."""
+
+BY_ROLE = {*OF_NOBODY, "notify.decision", "notify.work_item", "notify.override"}
 """Seen by the privacy officer, a work item also by the hospital case manager of its sites; by no
 clinic (CS-36, CS-42).
 """
@@ -446,7 +449,8 @@ async def test_no_statement_of_a_tenant_reaches_a_row_of_another(
         own_tables = [
             table
             for table in tables
-            if table.service == service and f"{service}.{table.name}" not in FOR_EVERYBODY
+            if table.service == service
+            and f"{service}.{table.name}" not in FOR_EVERYBODY.keys() | OF_NOBODY
         ]
         for table in own_tables:
             assert table.column or f"{service}.{table.name}" in BY_PATIENT, table.name
@@ -504,6 +508,21 @@ async def test_each_tenant_sees_rows_of_its_own_in_every_table(
                 seen = await tx.scalar(text(f'select count(*) from "{table.name}"'))
             assert seen == 0, f"{service}.{table.name} without a tenant"
         await db.close()
+
+
+async def test_what_is_of_nobody_is_the_privacy_officer_s(
+    shared: FreshDatabase, owner: asyncpg.Connection
+) -> None:
+    tables = [t for t in await readable(owner) if f"{t.service}.{t.name}" in OF_NOBODY]
+    await fill(owner, tables)
+    db = Database(shared.url("notify"), "notify")
+    for table in tables:
+        for tenant in ("", "clinic-a"):
+            for role in ("client", "clinic_cm", "hosp_cm", "ops", "privacy"):
+                async with db.request(tenant, role) as tx:
+                    seen = await tx.scalar(text(f'select count(*) from "{table.name}"'))
+                assert bool(seen) is (role == "privacy"), f"{table.name} to {role}"
+    await db.close()
 
 
 async def test_screening_shows_nothing_to_who_is_neither_operations_nor_privacy(

@@ -28,6 +28,7 @@ from services.notify.web.views import (
     Progress,
     Refusal,
     Register,
+    Report,
     Site,
     Standing,
     Step,
@@ -321,3 +322,10 @@ def patient_page() -> PatientPage:
         policy_version=1,
         visits=visits,
     )
+
+
+def report(language: str, for_patient: bool) -> Report:
+    said = (
+        "Qui a été informé de vos visites à l'hôpital\n" if language == "fr" else "Who was told\n"
+    )
+    return Report(said, language, for_patient)

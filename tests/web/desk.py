@@ -20,9 +20,11 @@ from services.notify.web.views import (
     Patients,
     Progress,
     Register,
+    Report,
     Step,
     Tier,
 )
+from services.notify.web.words import Language
 from tests.web import builders
 
 
@@ -114,8 +116,18 @@ class Drawer:
         self.wishes.append(wish)
         return version == (found.exclusion.version if found.exclusion else 0)
 
-    async def register(self, ask: Ask, patient: UUID | None) -> Shown[Register]:
+    async def register(
+        self, ask: Ask, patient: UUID | None, person: str | None = None
+    ) -> Shown[Register]:
         self._open(ask)
         self.searched.append(patient)
-        content = replace(builders.register(), sought=patient is not None)
+        content = replace(builders.register(), patient=patient, person=person)
         return Shown(content, builders.NOW, self.coverage)
+
+    async def report(
+        self, ask: Ask, patient: UUID, language: Language, *, for_patient: bool
+    ) -> Shown[Report] | None:
+        self._open(ask)
+        if patient != builders.key(11):
+            return None
+        return Shown(builders.report(language, for_patient), builders.NOW, self.coverage)

@@ -14,6 +14,7 @@ from services.cli.authority import LoopbackAuthority, RelyingParty, make_authori
 from services.cli.tokens import kept_key
 from services.notify.web import consenting
 from services.notify.web.consenting import ConsentPages
+from services.notify.web.incidents import IncidentPages, Registrar
 from services.notify.web.pages import Desk, Pages
 from services.plumbing import region, signin
 from services.plumbing.auth import Authority, authority_client
@@ -63,6 +64,7 @@ async def house(
     people: region.Region | None = None,
     phone: str = "555-0100",
     office: consenting.Desk | None = None,
+    registrar: Registrar | None = None,
 ) -> AsyncIterator[House]:
     """Both apps, as long as the block lasts; by default with the people of the demo's region."""
     ports = free_port(), free_port()
@@ -113,6 +115,8 @@ async def house(
         pages.install(app)
         if office is not None:
             ConsentPages(pages, office).install(app)
+        if registrar is not None:
+            IncidentPages(pages, registrar).install(app)
         authority = make_authority(loopback, db("authority"))
         async with served(authority, ports[0]), served(app, ports[1]):
             paths = frozenset(one.path for one in pages.router().routes if isinstance(one, Route))

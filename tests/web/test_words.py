@@ -16,7 +16,7 @@ from babel.messages.pofile import read_po
 from jinja2 import nodes
 
 from schemas.encounter_recorded_v1 import Disposition
-from services.notify import card, consent, correction, holding, override, reading
+from services.notify import card, consent, correction, holding, incident, override, reading
 from services.notify.web import consent_views, views
 from services.notify.web.rendering import environment
 from services.notify.web.words import Language, Words, choose
@@ -75,6 +75,7 @@ FAULTS = {
     *("source", "reference", "long", "media", "large", "language", "risks", "system", "number"),
     *("foreign", "stale", "reason", "short", "labels", "patient", "verdict", "again", "ground"),
     "cannot_ask",
+    *("missing", "future", "order", "count", "undecided", "untold", "overtaken"),
 }
 """What may be wrong with a field of a form: paper.read, override.faults, the pages."""
 FAMILIES: Mapping[str, set[str]] = {
@@ -106,6 +107,10 @@ FAMILIES: Mapping[str, set[str]] = {
     "retract": values(card.Why),
     "code": {*screening_codes(), "other"},
     "consent.status": set(reading.STATUSES),
+    "incident": {*incident.FIELDS, *(f"{one}_hint" for one in incident.TEXTS)} - {"closed", "risk"},
+    "incident.risk": values(incident.Risk),
+    "report.copy": {"patient", "officer"},
+    "report.in": values(Language),
     "label": {code.lower() for code in consent.SENSITIVITY_ABOVE},
     "h3.place": {f"{one}{part}" for one in values(consent_views.Place) for part in ("", "_text")},
     "hold.why": values(holding.Why),

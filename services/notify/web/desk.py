@@ -29,6 +29,7 @@ from services.notify.web.views import (
     Filter,
     Followed,
     MyList,
+    Option,
     Order,
     Outcome,
     PatientPage,
@@ -37,14 +38,16 @@ from services.notify.web.views import (
     Progress,
     Refusal,
     Register,
+    Report,
     Standing,
     Step,
     Tier,
 )
-from services.notify.web.words import LOCALES, Words
-from services.plumbing import audit
+from services.notify.web.words import LOCALES, Language, Words
+from services.plumbing import account, audit
 from services.plumbing.audit import AuditRecord, Content, Trail
 from services.plumbing.db import Database, Tx
+from services.plumbing.region import Region
 from services.plumbing.web import Rejection
 
 STAYS_VISIBLE: Final = timedelta(days=7)
@@ -277,12 +280,14 @@ class NotifyDesk:
 
     # O5
 
-    async def register(self, ask: Ask, patient: UUID | None) -> Shown[Register]:
+    async def register(
+        self, ask: Ask, patient: UUID | None, person: str | None = None
+    ) -> Shown[Register]:
         now, names = self._now(), self._names(ask)
         trail = Trail.of(ask.request, ask.who, now)
         async with self._db.request("", role="privacy") as tx:
-            refused = await store.refusals(tx, patient, MOST + 1)
-            told = await store.disclosures(tx, patient, MOST + 1)
+            refused = await store.refusals(tx, patient, person, MOST + 1)
+            told = await store.disclosures(tx, patient, person, MOST + 1)
             about = {row.patient for row in (*refused[:MOST], *told[:MOST])}
             facts = await store.facts(tx, about)
             people = {
@@ -316,10 +321,35 @@ class NotifyDesk:
                 )
                 for row in told[:MOST]
             ],
-            sought=patient is not None,
+            people=[Option(one.id, one.name) for one in names.region.people if one.roles],
+            patient=patient,
+            person=person,
             more=len(refused) > MOST or len(told) > MOST,
         )
         return Shown(content, now, coverage)
+
+    async def report(
+        self, ask: Ask, patient: UUID, language: Language, *, for_patient: bool
+    ) -> Shown[Report] | None:
+        now, names = self._now(), self._names(ask)
+        async with self._db.request("", role="privacy") as tx:
+            [facts] = (await store.facts(tx, [patient])).values() or [None]
+            if facts is None:
+                return None
+            records = [audit.stored(row) for row in await store.audited(tx, facts.keys)]
+            name = "disclosures" if for_patient else "disclosures-and-refusals"
+            trail = Trail.of(ask.request, ask.who, now)
+            await audit.record(tx, [trail.exported(name, patient)])
+            coverage = await self._coverage(tx, names, now)
+        lines = account.account(records)
+        said = account.written(
+            account.for_patient(lines) if for_patient else lines,
+            names.region,
+            account.Language(language),
+            now,
+            privacy=not for_patient,
+        )
+        return Shown(Report(said, language, for_patient), now, coverage)
 
     # What each of them needs
 
@@ -351,18 +381,7 @@ class NotifyDesk:
         return showing.coverage(self._house.region(), await store.sites_heard(tx), names, now)
 
     def _names(self, ask: Ask) -> Names:
-        region = self._house.region()
-        words = Words(ask.language, ZoneInfo(region.timezone))
-        clinic = region.clinic(ask.who.clinic) if ask.who.clinic else None
-        return Names(
-            region=region,
-            language=ask.language,
-            anonymous=words.say("place.hospital"),
-            reader=ask.who.id,
-            zone=words.zone,
-            own=clinic.language if clinic else ask.language.value,
-            tongue=lambda code: LOCALES[ask.language].languages.get(code, code),
-        )
+        return names_for(self._house.region(), ask)
 
     def _records(
         self,
@@ -397,6 +416,21 @@ class NotifyDesk:
                     else trail.read(entity, work.patient, content=content)
                 )
         return records
+
+
+def names_for(region: Region, ask: Ask) -> Names:
+    """How the region's places and people are called on a page for this reader."""
+    words = Words(ask.language, ZoneInfo(region.timezone))
+    clinic = region.clinic(ask.who.clinic) if ask.who.clinic else None
+    return Names(
+        region=region,
+        language=ask.language,
+        anonymous=words.say("place.hospital"),
+        reader=ask.who.id,
+        zone=words.zone,
+        own=clinic.language if clinic else ask.language.value,
+        tongue=lambda code: LOCALES[ask.language].languages.get(code, code),
+    )
 
 
 def _clinic(ask: Ask) -> str:

@@ -27,11 +27,11 @@ from services.notify.telling import House
 from services.notify.web import consent_views as views
 from services.notify.web import showing
 from services.notify.web.consent_views import Held, Kept, Offer, Office, Option, Place, Sought
-from services.notify.web.desk import DEMOGRAPHICS
+from services.notify.web.desk import DEMOGRAPHICS, names_for
 from services.notify.web.pages import Ask, Shown
 from services.notify.web.showing import Names
 from services.notify.web.views import Person, Role
-from services.notify.web.words import LOCALES, Words, in_language
+from services.notify.web.words import in_language
 from services.plumbing import audit
 from services.plumbing.audit import Trail
 from services.plumbing.clock import real_now
@@ -399,17 +399,7 @@ class ConsentOffice:
         return showing.coverage(self._house.region(), heard, self._names(ask), now)
 
     def _names(self, ask: Ask) -> Names:
-        region = self._house.region()
-        words = Words(ask.language, ZoneInfo(region.timezone))
-        return Names(
-            region=region,
-            language=ask.language,
-            anonymous=words.say("place.hospital"),
-            reader=ask.who.id,
-            zone=words.zone,
-            own=ask.language.value,
-            tongue=lambda code: LOCALES[ask.language].languages.get(code, code),
-        )
+        return names_for(self._house.region(), ask)
 
     def _offer(self, ask: Ask) -> Offer:
         region = self._house.region()

@@ -32,6 +32,7 @@ from services.notify.web.views import (
     PatientPage,
     Patients,
     Register,
+    Report,
     Role,
 )
 from services.notify.web.words import Language, Words, choose, in_language
@@ -58,6 +59,7 @@ REGISTER_ROLES = (Role.PRIVACY,)
 CONSENT_ROLES = (Role.CLINIC_CM, Role.HOSP_CM, Role.PRIVACY)
 HOLD_ROLES = (Role.HOSP_CM, Role.PRIVACY)
 GLASS_ROLES = (Role.PHYSICIAN, Role.HOSP_CM)
+INCIDENT_ROLES = (Role.PRIVACY,)
 WAYS: Sequence[tuple[Link, tuple[Role, ...]]] = (
     (Link("nav.my_list", "/my-list"), LIST_ROLES),
     (Link("nav.patients", "/patients"), HOSPITAL_ROLES),
@@ -65,6 +67,7 @@ WAYS: Sequence[tuple[Link, tuple[Role, ...]]] = (
     (Link("nav.consents", "/consents"), CONSENT_ROLES),
     (Link("nav.holds", "/holds"), HOLD_ROLES),
     (Link("nav.glass", "/break-glass"), GLASS_ROLES),
+    (Link("nav.incidents", "/incidents"), INCIDENT_ROLES),
 )
 """The navigation, and who has which entry."""
 
@@ -119,7 +122,13 @@ class Desk(Protocol):
     ) -> bool | None:
         """True: kept. False: the visit is no longer as `version` was (NW-14)."""
 
-    async def register(self, ask: Ask, patient: UUID | None) -> Shown[Register]: ...
+    async def register(
+        self, ask: Ask, patient: UUID | None, person: str | None = None
+    ) -> Shown[Register]: ...
+
+    async def report(
+        self, ask: Ask, patient: UUID, language: Language, *, for_patient: bool
+    ) -> Shown[Report] | None: ...
 
 
 class Pages:
@@ -162,6 +171,7 @@ class Pages:
             ("/patients/{key}/visits/{visit}", "POST", self.correct),
             ("/register", "GET", self.register),
             ("/register", "POST", self.register_of),
+            ("/register/report", "POST", self.report),
             ("/language", "POST", self.language),
             ("/session", "POST", self.stay),
             ("/static/{name}", "GET", self.static),
@@ -340,30 +350,52 @@ class Pages:
     async def register(
         self, request: Request, who: Annotated[Caller, Depends(role(*REGISTER_ROLES))]
     ) -> Response:
-        return await self._register(request, who, None)
+        return await self._register(request, who)
 
     async def register_of(
         self, request: Request, who: Annotated[Caller, Depends(role(*REGISTER_ROLES))]
     ) -> Response:
-        """One patient's entries; a POST, so that no key of a search is in an address (NW-03)."""
-        entered = (await request.form()).get("patient")
+        """Entries of one patient, or to one person; a POST: no address says whose (NW-03)."""
+        form = await request.form()
+        entered, person = form.get("patient"), form.get("person")
         entered = entered.strip() if isinstance(entered, str) else ""
+        if not isinstance(person, str) or self._region().person(person) is None:
+            person = None
         try:
-            patient = UUID(entered)
+            patient = UUID(entered) if entered or person is None else None
         except ValueError:
-            return await self._register(request, who, None, entered=entered, wrong=True)
-        return await self._register(request, who, patient, entered=entered)
+            return await self._register(request, who, entered=entered, wrong=True)
+        return await self._register(request, who, patient, person, entered=entered)
+
+    async def report(
+        self, request: Request, who: Annotated[Caller, Depends(role(*REGISTER_ROLES))]
+    ) -> Response:
+        """What a patient is handed, in their language; or the officer's copy, with refusals."""
+        form = await request.form()
+        key, chosen = form.get("patient"), form.get("in")
+        if not isinstance(key, str) or chosen not in set(Language):
+            raise Rejection("value", "The form is not whole.", status=422)
+        ask = self._ask(request, who)
+        for_patient = form.get("copy") != "officer"
+        seen = await self._desk.report(
+            ask, _key(key), Language(str(chosen)), for_patient=for_patient
+        )
+        if seen is None:
+            raise _not_found()
+        page = await self._page(request, back="/register")
+        return self._shown("report.html", page, seen, {})
 
     async def _register(
         self,
         request: Request,
         who: Caller,
-        patient: UUID | None,
+        patient: UUID | None = None,
+        person: str | None = None,
         *,
         entered: str = "",
         wrong: bool = False,
     ) -> Response:
-        seen = await self._desk.register(self._ask(request, who), patient)
+        seen = await self._desk.register(self._ask(request, who), patient, person)
         return self._render(
             "register.html",
             await self._page(request, back="/register"),

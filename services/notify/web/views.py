@@ -11,6 +11,9 @@ from datetime import date, datetime
 from enum import StrEnum
 from uuid import UUID
 
+from services.notify.incident import Entered as IncidentEntered
+from services.notify.incident import Risk
+
 
 class Role(StrEnum):
     """Who a person is here; the codes are those of the region file (nurse-web.md section 3)."""
@@ -403,6 +406,14 @@ class Conflict:
 
 
 @dataclass(frozen=True, slots=True)
+class Option:
+    """One of several to choose from."""
+
+    value: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """Somebody was not told (O5)."""
 
@@ -433,10 +444,62 @@ class Disclosure:
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """O5, as far as this issue goes; the newest of each first."""
+    """O5; the newest of each first."""
 
     refusals: Sequence[Refusal]
     disclosures: Sequence[Disclosure]
-    sought: bool = False
-    """Only those of one patient, who was searched for."""
+    people: Sequence[Option] = ()
+    """Whom it can be searched by."""
+    patient: UUID | None = None
+    """Only those of this patient, who was searched for."""
+    person: str | None = None
+    """Only those to this person of the region, who was searched for."""
     more: bool = False
+
+    @property
+    def sought(self) -> bool:
+        return self.patient is not None or self.person is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Who was told what about one patient, to be printed and handed over (CS-114)."""
+
+    text: str = field(repr=False)
+    language: str
+    for_patient: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentLine:
+    """An incident in the register, as it is now."""
+
+    id: UUID
+    number: int
+    opened: datetime
+    known: date
+    """When the organisation learnt of it."""
+    persons: int | None
+    risk: Risk
+    closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentVersion:
+    """Who recorded what was known then."""
+
+    version: int
+    at: datetime
+    by: str | None
+    closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentPage:
+    """One incident, as a form; without an id it is a new one."""
+
+    id: UUID | None = None
+    number: int | None = None
+    version: int = 0
+    entered: IncidentEntered = field(default_factory=IncidentEntered)
+    versions: Sequence[IncidentVersion] = ()
