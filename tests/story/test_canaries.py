@@ -17,6 +17,7 @@ import httpx
 import orjson
 import pytest
 
+from services.cli import doctor
 from services.cli import house as houses
 from services.cli.house import House
 from tests.services.test_notify_delivery import subscription
@@ -257,6 +258,10 @@ async def test_nothing_of_a_patient_gets_out_whatever_goes_wrong(carried: dict[s
                 return any(b"passerelle-ingest" in one for one in collector.got["/v1/traces"])
 
             assert await eventually(traced, 30)
+            findings = await doctor.of_house(house.plan.data)
+            assert {one.service for one in findings} == {"ingest", "screening", "notify"}
+            assert [str(one) for one in findings if one.level == "fail"] == []
+            assert not CANARY.search(doctor.as_json(findings).encode())
         spans = collector.got["/v1/traces"]  # what is left is sent when the processes stop
         assert any(b"ingest PUT" in one for one in spans)
         assert [found[0] for one in spans if (found := CANARY.search(one))] == []
