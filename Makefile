@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 export UV_SYSTEM_CERTS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check bench bench-simulator calibrate format contracts consent-proof freshness silence oracle mutate-counting clean
+.PHONY: help install demo up test check bench bench-counting bench-simulator calibrate format contracts consent-proof freshness silence oracle mutate-counting clean
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench-simulator: install ## Measure how fast the simulator writes, and in how mu
 
 calibrate: install ## Print the simulated region beside what was published (docs/simulator.md)
 	@nice $(BIN)/python -m tests.calibration
+
+bench-counting: install ## What counting costs at a million encounters (N=1000000)
+	@$(BIN)/python -m tests.bench_counting --encounters $(or $(N),1000000)
 
 consent-proof: install ## Prove the consent engine: cases, properties, time, planted faults (N=50000)
 	@nice $(BIN)/python -m tests.consent.proof --examples $(or $(N),50000)

@@ -30,9 +30,12 @@ from services.cli import postgres
 from services.plumbing.clock import Clock
 from services.plumbing.db import Database
 from services.plumbing.eventlog import PostgresCarrier, Reader, Record, append
-from services.screening import flow
+from services.screening import backtesting, flow, policy, presets
 from services.screening.__main__ import READS
+from services.screening.backtest import Period
+from services.screening.backtesting import Asked
 from tests.conftest import TEMPLATE, Cluster, FreshDatabase, _template
+from tests.histories import qc_default
 from tests.services.screening import Screening, identified
 
 NOW = datetime(2026, 11, 24, 17, 0, tzinfo=UTC)
@@ -40,6 +43,8 @@ YEARS = timedelta(days=3 * 365)
 IMPORTED = NOW - timedelta(hours=2)
 PATIENTS_A_BUNDLE = 100
 PER_PATIENT = 10
+FULL = 100_000
+"""Patients of which the targets speak."""
 LIVE = 400
 """Live events that are timed."""
 RECOUNTS = 200
@@ -181,13 +186,21 @@ class Ledger:
     screening: Screening
     ingest: Database
     carrier: Watched
+    stated: int = 0
+    """Events in the log; `size` of them are wanted, dice are thrown for them."""
     took: float = 0.0
+    busy: float = 0.0
+    """Seconds of processor time that screening's process took of it."""
     peak: float = 0.0
     stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def patients(self) -> int:
         return self.size // PER_PATIENT
+
+    def met(self, target: bool) -> bool | None:
+        """Whether a target of CT-82 is met: one of a million encounters, of no fewer."""
+        return target if self.patients >= FULL else None
 
     @asynccontextmanager
     async def reading(self, now: datetime = NOW) -> AsyncIterator[None]:
@@ -261,7 +274,7 @@ async def state(made: Ledger, *, by_time: bool) -> None:
     await _copy(owner, rows)
     await owner.execute("analyze")
     await owner.close()
-    made.size = stated
+    made.stated = stated
 
 
 async def _copy(owner: asyncpg.Connection, rows: Sequence[tuple[str, UUID, datetime, str]]) -> None:
@@ -275,18 +288,22 @@ async def _copy(owner: asyncpg.Connection, rows: Sequence[tuple[str, UUID, datet
 
 async def backfill(made: Ledger) -> None:
     """From the first event in the log to the last one counted and committed."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    began = time.perf_counter()
+    forget_peak()
+    began, busy = time.perf_counter(), time.process_time()
     async with made.reading():
-        while made.carrier.records < made.size:
+        while made.carrier.records < made.stated:
             made.carrier.committed.clear()
             await made.carrier.committed.wait()
-    made.took = time.perf_counter() - began
+    made.took, made.busy = time.perf_counter() - began, time.process_time() - busy
     made.peak = memory()
     owner = await made.database.owner()
     await owner.execute("vacuum analyze")
     await owner.close()
+
+
+def forget_peak() -> None:
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory() -> float:
@@ -326,7 +343,7 @@ async def live(made: Ledger) -> Row:
         f"one live event, committed fact to committed flag, p50 / p95 of {len(took)}",
         f"{p50:.1f} ms / {p95:.1f} ms",
         "p95 ≤ 20 ms",
-        p95 <= 20,
+        made.met(p95 <= 20),
     )
 
 
@@ -363,7 +380,26 @@ async def swept(made: Ledger) -> Row:
         if count < flow.SWEEP:
             break
     took = time.perf_counter() - began
-    return Row(f"sweep of {found:,} due patients", f"{took:.2f} s", "≤ 2 s", took <= 2)
+    return Row(
+        f"sweep of {found:,} due patients", f"{took:.2f} s", "≤ 2 s for 3,000", made.met(took <= 2)
+    )
+
+
+async def tried(made: Ledger) -> list[Row]:
+    """A back-test of one year over the whole ledger, beside the live policy (CT-71)."""
+    rules = [policy.load(presets.text("conect6-entry")), qc_default()]
+    last = NOW.date() - timedelta(days=1)
+    period = Period(last - timedelta(days=364), last, rules[0].zone)
+    forget_peak()
+    began = time.perf_counter()
+    async with made.screening.db.work() as tx:
+        await backtesting.counted(tx, Asked(rules, period))
+    took, peak = time.perf_counter() - began, memory()
+    what = f"one-year back-test of {made.patients:,} patients, two policies"
+    return [
+        Row(what, f"{took:.1f} s", "≤ 120 s", made.met(took <= 120)),
+        Row("its peak memory", f"{peak:,.0f} MB", "≤ 256 MB", made.met(peak <= 256)),
+    ]
 
 
 async def measure(cluster: Cluster, sizes: Sequence[int], *, by_time: bool) -> None:
@@ -378,12 +414,13 @@ async def measure(cluster: Cluster, sizes: Sequence[int], *, by_time: bool) -> N
             is_target = one is large
             show(
                 Row(
-                    f"backfill of {one.size:,} encounters, {one.patients:,} patients, counted",
-                    f"{one.took:.1f} s ({one.size / one.took:,.0f}/s)",
+                    f"backfill of {one.stated:,} encounters, {one.patients:,} patients, counted",
+                    f"{one.took:.1f} s ({one.stated / one.took:,.0f}/s)",
                     "≤ 90 s" if is_target else "",
-                    one.took <= 90 if is_target else None,
+                    one.met(one.took <= 90),
                 ),
-                Row(f"its peak memory, {one.size:,} encounters", f"{one.peak:,.0f} MB"),
+                Row("its processor time in Python", f"{one.busy:.1f} s"),
+                Row("its peak memory", f"{one.peak:,.0f} MB"),
             )
         cost = await recounts(every)
         for one in every:
@@ -399,6 +436,7 @@ async def measure(cluster: Cluster, sizes: Sequence[int], *, by_time: bool) -> N
                 )
             )
         show(await live(large))
+        show(*await tried(large))
         show(await swept(large))
 
 
