@@ -222,6 +222,7 @@ HISTORIES = [
     ("IMP", "NONAC", "IMP"),
     ("AMB",),
     ("SS",),
+    ("SS", "IMP"),
     ("AMB", "EMER"),
 ]
 NAMES = [f"TEST-e{i}" for i in range(12)]

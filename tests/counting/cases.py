@@ -84,7 +84,6 @@ def cases() -> list[Case]:
             at(entry["died"]) if "died" in entry else None,
         )
         facts = tuple(map(read, rows))
-        flipped = entry.get("flipped")
 
         def case(name: str, rule: Policy, expect: Any, instants: Any) -> Case:
             return Case(
@@ -97,7 +96,8 @@ def cases() -> list[Case]:
             )
 
         found.append(case(entry["id"], qc_default(), entry.get("default", {}), entry.get("at", [])))
-        if flipped:
-            changed, expect = policy(flipped["policy"]), flipped.get("expect", {})
-            found.append(case(f"{entry['id']}, flipped", changed, expect, flipped.get("at", [])))
+        for word in ("flipped", "also"):
+            if other := entry.get(word):
+                rule, expect = policy(other["policy"]), other.get("expect", {})
+                found.append(case(f"{entry['id']}, {word}", rule, expect, other.get("at", [])))
     return found

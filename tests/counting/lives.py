@@ -240,7 +240,7 @@ def a_life(number: int) -> Life:
     starts = [f.start.earliest for f in facts if f.start] or BASES
     links = _links(chance, starts) if len(keys) > 1 else []
     corrections = _corrections(chance, latest)
-    persons = [one for k in keys for one in _persons(chance, k, starts)]
+    persons = [one for k in keys for one in _persons(chance, k, starts, 0.15 * len(keys))]
     near = starts if chance.random() < 0.5 else sorted(starts)[-2:]
     as_of = chance.choice(near) + chance.choice([*STEPS, 300 * DAY]) + _nudge(chance)
     learnt = [t for t in History(facts, [], links, corrections).instants() if t >= as_of]
@@ -390,11 +390,14 @@ def _wrong(chance: random.Random, fact: Fact, keys: Sequence[UUID]) -> Fact:
             return replace(fact, backfill=not fact.backfill)
 
 
-def _persons(chance: random.Random, of: UUID, starts: Sequence[datetime]) -> list[Person]:
+def _persons(
+    chance: random.Random, of: UUID, starts: Sequence[datetime], changed: float
+) -> list[Person]:
+    """Who is behind a key; a second version, with probability `changed`, corrects or has died."""
     born = chance.choice(BORN)
     recorded = EARLY if chance.random() < 0.9 else chance.choice(starts) + DAY
     found = [person(born, key=of, recorded=recorded)]
-    if chance.random() < 0.15:
+    if chance.random() < changed:
         died = chance.choice(starts) + chance.choice([*STEPS])
         found.append(
             person(
