@@ -97,6 +97,9 @@ def _by_example() -> Iterator[str]:
     for example in worked.examples():
         if next(worked.wrong(example), None):
             yield example["id"]
+    for example in worked.entries():
+        if next(worked.misjudged(example), None):
+            yield example["id"]
 
 
 def property_names() -> list[str]:

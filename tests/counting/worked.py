@@ -27,9 +27,31 @@ Row = tuple[int, str, int, int, str, str, int | None]
 
 
 @cache
-def examples() -> list[dict[str, Any]]:
+def _read() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = yaml.load(FILE.read_text(), Loader=yaml.BaseLoader)
     return found
+
+
+def examples() -> list[dict[str, Any]]:
+    """W-1 to W-8."""
+    return [one for one in _read() if "said" in one]
+
+
+def entries() -> list[dict[str, Any]]:
+    """Entries that are announced aloud, or quietly (CT-42)."""
+    return [one for one in _read() if "notices" in one]
+
+
+def misjudged(example: dict[str, Any]) -> Iterator[str]:
+    """What rules or oracle announce otherwise than the golden file."""
+    history, rule = history_of(example), qc_default()
+    for known_at, name, how in example["notices"]:
+        now = at(known_at)
+        standing = stood(history, who(name), now, now)
+        said = standing and str(notice(history.until(now), who(name), standing, rule))
+        oracle = told_notice(history_told(history), who(name), plain_rule(rule), now)
+        if not said == oracle == how:
+            yield f"{known_at}: rules {said}, oracle {oracle}, for {how}"
 
 
 def facts_of(step: dict[str, Any]) -> list[Fact]:
