@@ -460,9 +460,10 @@ class Batch:
                 for f in sight.tasks()
                 if "for" in f.resource
             }
-            some = self.chance.sample(self.patients, min(3, len(self.patients)))
+            some = [p for p in self.patients if str(p) in shown][:2]
             writing = [asyncio.create_task(self.write(p, Form.RESTRICT)) for p in some]
-            await asyncio.wait(writing, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
+            if writing:
+                await asyncio.wait(writing, timeout=1, return_when=asyncio.FIRST_COMPLETED)
             told = self.tick()
             for patient in self.patients:
                 disclosed = str(patient) in shown
