@@ -50,6 +50,8 @@ class Read:
     index: str | None
     rows: int
     """Rows it fetched, those it threw away included."""
+    blocks: int
+    """Pages of table and index it went through for them."""
 
 
 class Ledger:
@@ -146,7 +148,7 @@ async def driver(tx: Tx) -> asyncpg.Connection:
 
 async def explained(tx: Tx, one: Sent) -> Any:
     connection = await driver(tx)
-    plan = f"explain (analyze, timing off, format json) {one.sql}"
+    plan = f"explain (analyze, buffers, timing off, format json) {one.sql}"
     return await connection.fetchval(plan, *one.parameters)
 
 
@@ -164,7 +166,8 @@ def reads(plan: Any) -> Iterator[Read]:
             (below.get("Index Name") for below in node.get("Plans", [])), None
         )
         rows = round(each * node.get("Actual Loops", 0))
-        yield Read(node["Node Type"], table, index, rows)
+        blocks = node.get("Shared Hit Blocks", 0) + node.get("Shared Read Blocks", 0)
+        yield Read(node["Node Type"], table, index, rows, blocks)
 
 
 def rows(found: Sequence[Read]) -> Counter[str]:
@@ -204,6 +207,8 @@ async def test_ct_80_a_recount_reads_its_patient_by_index_and_no_more_of_a_ledge
     assert {one.index for one in after if one.table == "fact" and one.rows > 1} == {
         "fact_patient_start"
     }
+    pages = [sum(one.blocks for one in some if one.table == "fact") for some in (before, after)]
+    assert pages[1] <= pages[0] + 10  # a higher tree, not a longer walk
     # The newest facts once, and once more every version, for whether it is an alert.
     assert OWN <= rows(after)["fact"] <= OWN + 2
     assert OWN <= rows(after)["fact_version"] <= 3 * (OWN + 1)
