@@ -52,6 +52,7 @@ async def left_of(house: House, keys: list[UUID]) -> dict[str, int]:
         house,
         "select table_schema || '.' || table_name as name, column_name from"
         " information_schema.columns where column_name in ('patient', 'retired')"
+        " and data_type = 'uuid'"
         " and table_schema in ('ingest', 'screening', 'notify') and table_name <> 'audit'"
         " union values ('ingest.patient', 'key'), ('screening.patient', 'key'),"
         " ('notify.patient', 'key')",
