@@ -1,6 +1,7 @@
 """`passerelle audit`: what an officer and an operator are told (CS-113, CS-114)."""
 
 import base64
+import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from tests.conftest import FreshDatabase
 NOW = datetime(2026, 11, 24, 19, 32, tzinfo=UTC)
 PATIENT = UUID("3c9e2f6a-7d11-4a52-8a0a-6b1f0e9d7c03")
 OTHER = UUID("4c9e2f6a-7d11-4a52-8a0a-6b1f0e9d7c04")
-SECRET = base64.b64encode(b"T" * 32).decode()
+SECRET = base64.b64encode(hashlib.sha256(b"TEST").digest()).decode()
 CONTENT = Content(("ed-visit:4", "hospital-stay:1"), "L2", ("Consent/TEST-1/_history/2",), "qc/x")
 
 

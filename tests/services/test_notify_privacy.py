@@ -41,6 +41,9 @@ OURS = frozenset(tables.metadata.tables) | {
 NOT_A_CLINICS = frozenset({"site"})
 """When hospitals were heard from is on every page (NW-30), and about nobody."""
 
+OF_A_CLINIC = ("card", "card_version", "flag", "panel", "panel_report", "clinic_clock")
+"""No hospital's request sees a row of these."""
+
 
 @pytest.fixture
 async def door(db: Callable[[str], Database]) -> AsyncIterator[Doorway]:
@@ -68,7 +71,7 @@ async def test_every_table_has_forced_row_security(owner: asyncpg.Connection) ->
     assert {row["owner"] for row in rows} == {"passerelle_owner"}
 
 
-@pytest.mark.parametrize("tenant", ["clinic-b", "hospital-a", "", "clinic-a' or '1'='1"])
+@pytest.mark.parametrize("tenant", ["clinic-b", "hospital-z", "", "clinic-a' or '1'='1"])
 async def test_a_request_of_another_tenant_sees_no_row_whatever_it_asks(
     door: Doorway, tenant: str
 ) -> None:
@@ -83,6 +86,16 @@ async def test_a_request_of_another_tenant_sees_no_row_whatever_it_asks(
             except DBAPIError:
                 continue  # not granted at all
         assert seen == 0, table
+
+
+async def test_a_hospital_reaches_whom_it_saw_and_nothing_of_a_clinic(door: Doorway) -> None:
+    """CS-04, CT-17: who corrects a count sees the hospital's own patients, as consent allows."""
+    await flagged(door)
+    seen = {}
+    for table in (*OF_A_CLINIC, "reach"):
+        async with door.db.request("hospital-a") as tx:
+            seen[table] = await tx.scalar(text(f"select count(*) from {table}"))
+    assert seen == {**dict.fromkeys(OF_A_CLINIC, 0), "reach": 1}
 
 
 async def test_a_clinics_own_request_does_see_its_rows(door: Doorway) -> None:
