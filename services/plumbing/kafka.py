@@ -609,8 +609,9 @@ class KafkaCarrier:
             return
         self._told.clear()
         self._tell_at = now + 1.0
-        with contextlib.suppress(KafkaError):  # told again after the next batch
-            await consumer.commit(offsets)
+        # Told again after the next batch; while the broker is away a commit would wait for ever.
+        with contextlib.suppress(KafkaError, TimeoutError):
+            await asyncio.wait_for(consumer.commit(offsets), PARTING)
 
     async def _leave(self) -> None:
         consumer, self._consumer = self._consumer, None

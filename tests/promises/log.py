@@ -117,7 +117,7 @@ class Observed:
     """A carrier, and a bell for what it does."""
 
     def __init__(self, carrier: Carrier) -> None:
-        self._carrier = carrier
+        self.carrier = carrier
         self._bell = asyncio.Condition()
         self.looks = 0
         self.taken_records: list[Record] = []
@@ -126,18 +126,18 @@ class Observed:
         self.start = carrier.start
 
     async def fetch(self) -> Sequence[Record]:
-        records = await self._carrier.fetch()
+        records = await self.carrier.fetch()
         self.looks += 1
         await self._ring()
         return records
 
     async def taken(self, records: Sequence[Record]) -> None:
-        await self._carrier.taken(records)
+        await self.carrier.taken(records)
         self.taken_records += records
         await self._ring()
 
     async def rewind(self) -> None:
-        await self._carrier.rewind()
+        await self.carrier.rewind()
         self.rewinds += 1
         await self._ring()
 

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from services.plumbing import kafka
 from services.plumbing.db import Database
 from services.plumbing.eventlog import LogError, append
-from services.plumbing.kafka import Link, Relay, create_topics
+from services.plumbing.kafka import KafkaCarrier, Link, Relay, create_topics
 from tests.broker import Broker, a_broker
 from tests.conftest import FreshDatabase
 from tests.promises.log import (
@@ -378,6 +378,22 @@ async def test_what_starts_while_the_broker_is_away_waits_for_it(
             await own_broker.start()
             await reading.took(1)
     assert await log.heard() == [1]
+
+
+async def test_a_place_that_was_not_told_yet_keeps_nobody_waiting_for_the_broker(
+    own_broker: Broker, own_log: KafkaLog
+) -> None:
+    log = own_log
+    async with log.at_work(Hearer()) as reading:
+        await log.state(stated(1))
+        await reading.took(1)
+        await own_broker.stop()
+        carrier = reading.observed.carrier
+        assert isinstance(carrier, KafkaCarrier)
+        carrier._told = dict.fromkeys(carrier._ready, 1)
+        carrier._tell_at = 0.0
+        await reading.observed.looked(8)
+    assert carrier._told == {}
 
 
 async def test_a_process_ends_although_the_broker_is_away(
