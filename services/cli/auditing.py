@@ -23,6 +23,7 @@ from services.plumbing.chain import Verdict
 from services.plumbing.clock import Clock
 from services.plumbing.db import Tx, driver_url, sqlstate
 from services.plumbing.migrate import AUDITOR
+from services.plumbing.region import Region
 from services.plumbing.settings import SERVICES, Settings, SettingsError
 
 T = TypeVar("T")
@@ -72,6 +73,16 @@ def secrets_of(data: Path) -> dict[str, dict[str, str]]:
 def is_elsewhere(said: Settings) -> bool:
     """Whether the variables name a database; else it is that of `up` or `demo`."""
     return said.database_url is not None or said.owner_database_url is not None
+
+
+def asked_by(by: str, data_dir: Path | None) -> tuple[Settings, Region]:
+    """The settings and the region, of which `by` must be a person; SettingsError if not."""
+    said = settings.read(Settings)
+    file = said.region or data_of(data_dir) / "region.yaml"
+    known = region.load(file)
+    if known.person(by) is None:
+        raise SettingsError(f"--by {by}: is nobody in {file}")
+    return said, known
 
 
 async def verify(data_dir: Path | None, public: Sequence[str], folder: Path | None) -> Verdict:
@@ -130,11 +141,7 @@ async def report(
     as_json: bool,
 ) -> str:
     """The account of one patient, known by these keys. That it was drawn up is audited."""
-    said = settings.read(Settings)
-    file = said.region or data_of(data_dir) / "region.yaml"
-    known = region.load(file)
-    if known.person(by) is None:
-        raise SettingsError(f"--by {by}: is nobody in {file}")
+    said, known = asked_by(by, data_dir)
     now = Clock(said.clock).now()
     async with as_auditor(database_of(said, data_dir)) as tx:
         lines = account.account(await records_of(tx, patients))

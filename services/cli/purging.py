@@ -22,14 +22,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from services.cli import auditing
 from services.cli.auditing import DataDir
-from services.plumbing import audit, chain, region, settings
+from services.plumbing import audit, chain
 from services.plumbing.audit import Trail
 from services.plumbing.chain import Checkpoint
 from services.plumbing.clock import Clock, real_now
 from services.plumbing.db import Tx, driver_url
 from services.plumbing.migrate import PURGER
 from services.plumbing.region import Region
-from services.plumbing.settings import SERVICES, Settings, SettingsError
+from services.plumbing.settings import SERVICES, SettingsError
 
 BATCH = 1_000
 """Rows of the leading table that one transaction destroys."""
@@ -287,23 +287,25 @@ _CUT = text(
 )
 
 
-def _segment(service: str) -> tuple[str, str]:
-    """Of one service's audit: the oldest rows of a tenant up to a position; what is held there."""
-    rows = (
+def _segment(service: str) -> str:
+    """Of one service's audit: the records whose links stand up to `:ends` of `:tenants`."""
+    return (
         f"{service}.audit a join chain.link l on l.service = '{service}' and l.record = a.position"
         " join unnest(cast(:tenants as text[]), cast(:ends as bigint[])) as e (tenant, upto)"
         " on e.tenant = l.tenant and l.position <= e.upto"
     )
-    held = f"select exists (select from {rows} where a.patient = any (:held))"  # noqa: S608 - constants
-    destroy = (
+
+
+def _destroy_segment(service: str) -> str:
+    """The oldest of them; the link at which a chain begins from then on stays."""
+    return (
         "with gone as (select a.position as record, a.recorded as aged, l.tenant, l.position,"  # noqa: S608 - constants
-        f" l.position = e.upto as head from {rows} order by a.position limit :most),"
+        f" l.position = e.upto as head from {_segment(service)} order by a.position limit :most),"
         f" part0 as (delete from {service}.audit where position in (select record from gone)),"
         f" part1 as (delete from chain.link l using gone g where l.service = '{service}'"
         "  and l.tenant = g.tenant and l.position = g.position and not g.head)"
         " select count(*) as n, min(aged) as first, max(aged) as last from gone"
     )
-    return held, destroy
 
 
 @dataclass(frozen=True, slots=True)
@@ -463,7 +465,7 @@ class Purge:
                 cut = await _last_cut(tx, service)
         if cut is None:
             return Destroyed(name, 0, None, None)
-        statement, ends = text(_segment(service)[1]), _ends(cut)
+        statement, ends = text(_destroy_segment(service)), _ends(cut)
 
         async def batch(tx: Tx, _held: Sequence[UUID]) -> Row[Any]:
             return (await tx.execute(statement, {**ends, "most": self.batch})).one()
@@ -473,7 +475,10 @@ class Purge:
     async def _next_cut(self, tx: Tx, service: str, held: Sequence[UUID]) -> Checkpoint | None:
         """The newest checkpoint up to which all is old enough and nobody's is held."""
         before = self.real - timedelta(days=self.region.retention.audit)
-        sql = text(_segment(service)[0])
+        held_there = (
+            f"select exists (select from {_segment(service)} where a.patient = any (:held))"  # noqa: S608 - constants
+        )
+        sql = text(held_there)
         for row in await tx.execute(_BEFORE, {"service": service, "before": before}):
             found = Checkpoint.read(row.statement, [])
             if not held or not await tx.scalar(sql, {**_ends(found), "held": list(held)}):
@@ -496,8 +501,8 @@ async def _before(tx: Tx, service: str, cut: Checkpoint | None) -> Destroyed:
     cut = cut or await _last_cut(tx, service)
     if cut is None:
         return Destroyed(name, 0, None, None)
-    rows = _segment(service)[0].split("(select from ", 1)[1].split(" where a.patient", 1)[0]
-    sql = f"select count(*) as n, min(a.recorded) as first, max(a.recorded) as last from {rows}"  # noqa: S608 - constants
+    told = "count(*) as n, min(a.recorded) as first, max(a.recorded) as last"
+    sql = f"select {told} from {_segment(service)}"  # noqa: S608 - constants
     return _destroyed(name, (await tx.execute(text(sql), _ends(cut))).one())
 
 
@@ -519,11 +524,7 @@ legal_holds = typer.Typer(
 
 @asynccontextmanager
 async def _purge(by: str, data_dir: Path | None) -> AsyncIterator[Purge]:
-    said = settings.read(Settings)
-    file = said.region or auditing.data_of(data_dir) / "region.yaml"
-    known = region.load(file)
-    if known.person(by) is None:
-        raise SettingsError(f"--by {by}: is nobody in {file}")
+    said, known = auditing.asked_by(by, data_dir)
     secret = said.checkpoint_key
     if secret is None and not auditing.is_elsewhere(said):
         kept = auditing.secrets_of(auditing.data_of(data_dir))

@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from services.cli import auditing
 from services.cli.auditing import DataDir
-from services.plumbing import audit, region, settings
+from services.plumbing import audit
 from services.plumbing.account import Language
 from services.plumbing.audit import Trail
 from services.plumbing.clock import Clock
@@ -309,15 +309,6 @@ def written(review: Review, known: Region, language: Language) -> str:
 By = Annotated[str, typer.Option(help="Who draws it up: a person of the region file.")]
 
 
-def _known(by: str, data_dir: Path | None) -> tuple[Settings, Region]:
-    said = settings.read(Settings)
-    file = said.region or auditing.data_of(data_dir) / "region.yaml"
-    known = region.load(file)
-    if known.person(by) is None:
-        raise SettingsError(f"--by {by}: is nobody in {file}")
-    return said, known
-
-
 async def _drawn_up(tx: Tx, said: Settings, by: str, name: str, patients: Sequence[UUID]) -> None:
     """That it was drawn up is audited: of each patient in it, or once."""
     trail = Trail(at=Clock(said.clock).now(), agent=by, agent_kind="person", roles=("privacy",))
@@ -336,7 +327,7 @@ async def _review(
     month: str, by: str, language: Language, data_dir: Path | None, *, as_json: bool
 ) -> str:
     first = _month(month)
-    said, known = _known(by, data_dir)
+    said, known = auditing.asked_by(by, data_dir)
     async with auditing.as_auditor(auditing.database_of(said, data_dir)) as tx:
         found = await reviewed(tx, first, ZoneInfo(known.timezone))
         await _drawn_up(tx, said, by, f"review-{month}", [])
@@ -367,7 +358,7 @@ def _instant(name: str, said: str, zone: ZoneInfo) -> datetime:
 async def _affected(
     since: str, until: str, by: str, data_dir: Path | None, narrowed: Mapping[str, str | None]
 ) -> list[Reached]:
-    said, known = _known(by, data_dir)
+    said, known = auditing.asked_by(by, data_dir)
     zone = ZoneInfo(known.timezone)
     asked = Asked(_instant("since", since, zone), _instant("until", until, zone), **narrowed)
     async with auditing.as_auditor(auditing.database_of(said, data_dir)) as tx:

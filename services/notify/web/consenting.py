@@ -164,7 +164,7 @@ class ConsentPages:
         self, request: Request, shown: Shown[Office], faults: Mapping[str, str] | None = None
     ) -> Response:
         wrong = {**shown.content.faults, **(faults or {})}
-        return await self._show(
+        return await self._pages.show(
             request,
             "consents.html",
             shown,
@@ -202,7 +202,7 @@ class ConsentPages:
         shown = await self._desk.consent(self._pages.ask(request, who), id_)
         if shown is None:
             raise _not_found()
-        return await self._show(
+        return await self._pages.show(
             request,
             "consent.html",
             shown,
@@ -215,7 +215,7 @@ class ConsentPages:
 
     async def holds(self, request: Request, who: ToHolds) -> Response:
         shown = await self._desk.holds(self._pages.ask(request, who))
-        return await self._show(
+        return await self._pages.show(
             request, "holds.html", shown, {"holds": shown.content}, back="/holds"
         )
 
@@ -288,7 +288,7 @@ class ConsentPages:
         shown = await self._desk.hold(self._pages.ask(request, who), _key(key))
         if shown is None:
             raise _not_found()
-        return await self._show(
+        return await self._pages.show(
             request,
             "hold.html",
             shown,
@@ -326,7 +326,7 @@ class ConsentPages:
 
     async def _of_glass(self, request: Request, shown: Shown[Glass]) -> Response:
         glass = shown.content
-        return await self._show(
+        return await self._pages.show(
             request,
             "glass.html",
             shown,
@@ -339,23 +339,8 @@ class ConsentPages:
         shown = await self._desk.behind(self._pages.ask(request, who), _key(key))
         if shown is None:
             raise _not_found()
-        return await self._show(
-            request, "behind.html", shown, {"shown": shown.content}, back="/break-glass"
-        )
-
-    async def _show(
-        self,
-        request: Request,
-        template: str,
-        shown: Shown[T],
-        content: Mapping[str, object],
-        *,
-        back: str,
-        status: int = 200,
-    ) -> Response:
-        around = {"as_of": shown.as_of, "coverage": shown.coverage}
         return await self._pages.show(
-            request, template, {**content, **around}, back=back, status=status
+            request, "behind.html", shown, {"shown": shown.content}, back="/break-glass"
         )
 
 

@@ -4,7 +4,7 @@ Every version is kept, its texts sealed. A form that is refused keeps what was e
 beside each field what is wrong (NW-32); one made on an older version is refused (NW-14).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -171,7 +171,7 @@ class IncidentPages:
 
     async def all(self, request: Request, who: Officer) -> Response:
         shown = await self._registrar.all(self._pages.ask(request, who))
-        return await self._show(
+        return await self._pages.show(
             request, "incidents.html", shown, {"incidents": shown.content}, back="/incidents"
         )
 
@@ -230,7 +230,7 @@ class IncidentPages:
         *,
         status: int = 200,
     ) -> Response:
-        return await self._show(
+        return await self._pages.show(
             request,
             "incident.html",
             shown,
@@ -243,21 +243,6 @@ class IncidentPages:
             },
             back="/incidents",
             status=status,
-        )
-
-    async def _show(
-        self,
-        request: Request,
-        template: str,
-        shown: Shown[Any],
-        content: Mapping[str, object],
-        *,
-        back: str,
-        status: int = 200,
-    ) -> Response:
-        around = {"as_of": shown.as_of, "coverage": shown.coverage}
-        return await self._pages.show(
-            request, template, {**content, **around}, back=back, status=status
         )
 
 

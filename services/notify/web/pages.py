@@ -547,13 +547,16 @@ class Pages:
         self,
         request: Request,
         template: str,
+        seen: Shown[T],
         content: Mapping[str, object],
         *,
         back: str,
         status: int = 200,
     ) -> Response:
         """`template` with what every page has around it; `back`: where a new sign-in returns."""
-        return self._render(template, await self._page(request, back=back), content, status=status)
+        around = {"as_of": seen.as_of, "coverage": seen.coverage}
+        page = await self._page(request, back=back)
+        return self._render(template, page, {**content, **around}, status=status)
 
     # Around every page
 
