@@ -79,6 +79,10 @@ def asked_by(by: str, data_dir: Path | None) -> tuple[Settings, Region]:
     """The settings and the region, of which `by` must be a person; SettingsError if not."""
     said = settings.read(Settings)
     file = said.region or data_of(data_dir) / "region.yaml"
+    if said.region is None and not file.exists():
+        raise SettingsError(
+            f"There is no {file}. Name the --data-dir of `up` or `demo`, or set PASSERELLE_REGION."
+        )
     known = region.load(file)
     if known.person(by) is None:
         raise SettingsError(f"--by {by}: is nobody in {file}")
